@@ -1,0 +1,28 @@
+//! The contracts and the engine of Orbit ETL.
+//!
+//! Sources, transforms and sinks speak [`Source`], [`Transform`] and [`Sink`]; the engine runs any
+//! graph of them over Arrow record batches, in epochs that neither lose nor double a row.
+
+pub mod batch;
+mod connector;
+mod context;
+mod error;
+mod event;
+pub mod model;
+pub mod pipeline;
+mod sink;
+mod source;
+mod transform;
+
+pub use connector::{Connector, ConnectorInfo, Health, StreamInfo};
+pub use context::{Context, ContextBuilder, DEFAULT_BATCH_ROWS};
+pub use error::{Error, ErrorKind, Result, ResultExt};
+pub use event::{Origin, Payload, Position, Reject, SourceEvent, SplitId, StreamId};
+pub use sink::{
+    CheckpointRecord, CommitMode, Committable, Committed, Discard, Epoch, LaneId, Lineage, Prepared,
+    Publication, Sink, SinkSession, SinkWriter,
+};
+pub use source::{FilterPushdown, Pushdown, Replay, ScanRequest, Source, Split, SplitChange};
+pub use transform::{
+    BlockingOperator, Distribution, KEY_GROUPS, Operator, OperatorState, Started, Transform,
+};

@@ -1,0 +1,5 @@
+//! Pipelines: built, planned, run.
+
+mod output;
+
+pub use output::{Collected, Output};
