@@ -3,9 +3,11 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayData, ArrayRef, BinaryViewArray, RecordBatch, StringViewArray, UInt32Array};
+use arrow::array::{
+    Array, ArrayData, ArrayRef, AsArray, BinaryViewArray, RecordBatch, StringViewArray, UInt32Array,
+};
 use arrow::compute::take;
-use arrow::datatypes::DataType;
+use arrow::datatypes::{ArrowNativeType, DataType};
 
 use crate::error::{Error, Result};
 
@@ -19,7 +21,13 @@ pub fn retained_bytes(batch: &RecordBatch) -> usize {
 /// The bytes that the rows of a batch need, whatever they are a slice of. Dictionary values count
 /// whole.
 pub fn row_bytes(batch: &RecordBatch) -> usize {
-    batch.columns().iter().map(|c| needed(c)).sum()
+    batch.columns().iter().map(needed).sum()
+}
+
+/// About what [`row_bytes`] says, at the cost of a few nanoseconds a column: for accounting on hot
+/// paths. Nested columns count with the buffers that they keep.
+pub fn estimated_bytes(batch: &RecordBatch) -> usize {
+    batch.columns().iter().map(estimate).sum()
 }
 
 /// A batch that keeps at most about twice its own size alive: itself where that holds already,
@@ -36,6 +44,27 @@ pub fn compact(batch: RecordBatch) -> Result<RecordBatch> {
     let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
     RecordBatch::try_new_with_options(batch.schema(), columns, &options)
         .map_err(|e| Error::internal("can't compact a batch").caused_by(e))
+}
+
+fn estimate(column: &ArrayRef) -> usize {
+    let rows = column.len();
+    match column.data_type() {
+        DataType::Null => 0,
+        DataType::Boolean => rows.div_ceil(8),
+        DataType::Utf8 => {
+            let offsets = column.as_string::<i32>().value_offsets();
+            rows * 4 + (offsets[rows] - offsets[0]).as_usize()
+        }
+        DataType::Binary => {
+            let offsets = column.as_binary::<i32>().value_offsets();
+            rows * 4 + (offsets[rows] - offsets[0]).as_usize()
+        }
+        DataType::FixedSizeBinary(width) => rows * usize::try_from(*width).unwrap_or(0),
+        other => match other.primitive_width() {
+            Some(width) => rows * width,
+            None => column.get_array_memory_size(),
+        },
+    }
 }
 
 fn copy(column: &ArrayRef, every: &UInt32Array) -> Result<ArrayRef> {

@@ -119,7 +119,8 @@ pub struct Split {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
     /// Splits that must be read and committed before this one is opened (a snapshot before the
-    /// changes that follow it).
+    /// changes that follow it). They are announced before it or with it: a split that the engine
+    /// doesn't know, or knows no more, holds nothing back.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub after: Vec<SplitId>,
 }

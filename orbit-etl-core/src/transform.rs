@@ -37,6 +37,12 @@ pub trait Transform: Debug + Send + Sync + 'static {
         Distribution::Any
     }
 
+    /// Whether every input row goes out once, is rejected or is counted as filtered. The engine then
+    /// checks it with each epoch. Pure.
+    fn maps_rows(&self) -> bool {
+        false
+    }
+
     /// Whether the inputs must end before the first row comes out. A pipeline with such a node
     /// commits once, at its end. Pure; asked after `outputs` has accepted the inputs.
     async fn blocking(&self, cx: &Context, inputs: &[StreamInfo]) -> Result<bool> {

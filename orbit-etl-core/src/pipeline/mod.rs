@@ -1,5 +1,20 @@
-//! Pipelines: built, planned, run.
+//! Pipelines: built, planned, run. One way, no back edges.
+//!
+//! `builder` collects nodes into a checked `graph`; `plan` asks the nodes what they would do and
+//! decides lanes, pushdown and `delivery`; `explain` tells people; `run` does it.
 
+mod builder;
+mod delivery;
+mod explain;
+mod graph;
+mod options;
 mod output;
+mod plan;
+mod run;
 
+pub use builder::{Pipeline, PipelineBuilder};
+pub use delivery::Guarantee;
+pub use explain::{ExplainedNode, Explanation};
+pub use options::{Again, Delivery, OnError, Restart};
 pub use output::{Collected, Output};
+pub use run::Running;

@@ -1,0 +1,9 @@
+//! What can be seen of a run: live counters, progress, and the report at its end.
+
+mod counts;
+mod report;
+
+pub use crate::checkpoint::NodeCounts;
+
+pub(crate) use counts::{Counter, NodeMetrics};
+pub use report::{NodeReport, Outcome, Progress, RunReport};

@@ -1,0 +1,434 @@
+//! Building a pipeline in code.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use datafusion_execution::memory_pool::{GreedyMemoryPool, MemoryPool};
+use object_store::ObjectStore;
+use object_store::path::Path;
+use tokio_util::sync::CancellationToken;
+
+use crate::checkpoint::Log;
+use crate::connector::{Connector, Health};
+use crate::context::{Context, ContextBuilder, DEFAULT_BATCH_ROWS};
+use crate::error::{Error, Result, ResultExt};
+use crate::observe::RunReport;
+use crate::pipeline::explain::Explanation;
+use crate::pipeline::graph::{Graph, Kind, Node};
+use crate::pipeline::options::{Action, Again, Delivery, OnError, Restart};
+use crate::pipeline::plan::{Plan, PlanOptions};
+use crate::pipeline::run::{Control, Running, run};
+use crate::sink::Sink;
+use crate::source::Source;
+use crate::transform::Transform;
+
+/// Sources, transforms and sinks, joined and checked. Building one has no effect outside the process;
+/// one pipeline can be run many times.
+#[derive(Debug, Clone)]
+pub struct Pipeline {
+    definition: Arc<Definition>,
+}
+
+/// All that a run needs to know.
+#[derive(Debug)]
+pub(crate) struct Definition {
+    pub(crate) name: String,
+    pub(crate) graph: Graph,
+    pub(crate) on_error: OnError,
+    pub(crate) restart: Restart,
+    pub(crate) every: Duration,
+    pub(crate) edge_bytes: usize,
+    pub(crate) idle_after: Duration,
+    checkpoints: Checkpoints,
+    /// One for all runs of this value, so that a log in memory is remembered between them.
+    memory_log: Log,
+    again: Option<Again>,
+    delivery: Option<Delivery>,
+    parallelism: usize,
+    batch_rows: usize,
+    memory_limit: usize,
+    memory_pool: Option<Arc<dyn MemoryPool>>,
+    spill_in: Option<PathBuf>,
+    stop: CancellationToken,
+}
+
+#[derive(Debug, Clone)]
+enum Checkpoints {
+    Local(PathBuf),
+    Store(Arc<dyn ObjectStore>, Path),
+    Memory,
+}
+
+impl Pipeline {
+    /// Begins a pipeline. The name is part of its identity: it owns its state directory.
+    pub fn builder(name: impl Into<String>) -> PipelineBuilder {
+        PipelineBuilder::new(name.into())
+    }
+
+    /// The pipeline's name.
+    pub fn name(&self) -> &str {
+        &self.definition.name
+    }
+
+    /// Asks sources, transforms and sinks what a run would do: streams, lanes, what is pushed down, and
+    /// what each sink is promised. Reads schemas; claims and writes nothing.
+    ///
+    /// # Errors
+    /// Everything that would stop a run before its first row.
+    pub async fn explain(&self) -> Result<Explanation> {
+        let definition = &self.definition;
+        let cx = definition.context(CancellationToken::new())?;
+        let plan = Plan::new(&definition.graph, &definition.plan_options(), &cx).await?;
+        let every = format!("every {:?}, and at the end", definition.every);
+        Ok(Explanation::new(&definition.name, &plan, &every))
+    }
+
+    /// Checks every source and sink, without effect; one answer per node.
+    ///
+    /// # Errors
+    /// No context can be made. A node's own failure is its answer.
+    pub async fn health(&self) -> Result<Vec<(String, Result<Health>)>> {
+        let cx = self.definition.context(CancellationToken::new())?;
+        let mut answers = Vec::new();
+        for (name, connector) in self.definition.connectors() {
+            let answer = connector.health(&cx.for_node(name)).await.with("node", name);
+            answers.push((name.to_owned(), answer));
+        }
+        Ok(answers)
+    }
+
+    /// Runs the pipeline until its inputs end.
+    ///
+    /// # Errors
+    /// The error that stopped it. Every target stands as at its last committed epoch; the next run goes
+    /// on from there.
+    pub async fn run(&self) -> Result<RunReport> {
+        self.start().await
+    }
+
+    /// Starts a run in the background. Must be called within a tokio runtime.
+    pub fn start(&self) -> Running {
+        let control = Control::new(self.definition.stop.child_token());
+        let task = tokio::spawn(run(Arc::clone(&self.definition), control.clone()));
+        Running::new(control, task)
+    }
+}
+
+impl Definition {
+    pub(crate) fn context(&self, cancel: CancellationToken) -> Result<Context> {
+        let pool = match &self.memory_pool {
+            Some(pool) => Arc::clone(pool),
+            None => Arc::new(GreedyMemoryPool::new(self.memory_limit)),
+        };
+        ContextBuilder::new(&self.name)
+            .cancellation(cancel)
+            .memory(pool)
+            .spill_in(self.spill_in.clone())
+            .batch_rows(self.batch_rows)
+            .parallelism(self.parallelism)
+            .build()
+    }
+
+    pub(crate) fn log(&self) -> Result<Log> {
+        match &self.checkpoints {
+            Checkpoints::Local(dir) => Log::local(dir),
+            Checkpoints::Store(store, prefix) => Ok(Log::new(Arc::clone(store), prefix.clone())),
+            Checkpoints::Memory => Ok(self.memory_log.clone()),
+        }
+    }
+
+    pub(crate) fn plan_options(&self) -> PlanOptions {
+        PlanOptions {
+            parallelism: self.parallelism,
+            again: self.again,
+            delivery: self.delivery,
+            on_error: self.on_error.clone(),
+            durable: !matches!(self.checkpoints, Checkpoints::Memory),
+        }
+    }
+
+    /// Every source and sink, the one of the dead letters too, with its node's name.
+    pub(crate) fn connectors(&self) -> impl Iterator<Item = (&str, &dyn Connector)> {
+        let nodes = self.graph.nodes.iter().filter_map(|node| match &node.kind {
+            Kind::Source(source) => Some((node.name.as_str(), &**source as &dyn Connector)),
+            Kind::Sink(sink) => Some((node.name.as_str(), &**sink as &dyn Connector)),
+            Kind::Transform(_) => None,
+        });
+        let letters = match &self.on_error.action {
+            Action::DeadLetter(sink) => {
+                Some((crate::pipeline::graph::DEAD_LETTERS, &**sink as &dyn Connector))
+            }
+            Action::Fail | Action::Skip => None,
+        };
+        nodes.chain(letters)
+    }
+}
+
+/// Collects the parts of a [`Pipeline`]. Setters don't fail; [`build`](Self::build) checks.
+///
+/// A transform or sink reads the node that was added just before it, unless its inputs are named
+/// with [`inputs`](Self::inputs). An input is `node`, or `node.stream` for one stream of several.
+#[derive(Debug)]
+pub struct PipelineBuilder {
+    name: String,
+    nodes: Vec<Node>,
+    /// The last source or transform: what the next node reads.
+    last: Option<String>,
+    misplaced: Option<&'static str>,
+    on_error: OnError,
+    restart: Restart,
+    every: Duration,
+    checkpoints: Checkpoints,
+    again: Option<Again>,
+    delivery: Option<Delivery>,
+    parallelism: usize,
+    batch_rows: usize,
+    memory_limit: usize,
+    memory_pool: Option<Arc<dyn MemoryPool>>,
+    edge_bytes: usize,
+    idle_after: Duration,
+    spill_in: Option<PathBuf>,
+    stop: CancellationToken,
+}
+
+impl PipelineBuilder {
+    fn new(name: String) -> Self {
+        let state = PathBuf::from(".orbit").join("state").join(&name);
+        Self {
+            name,
+            nodes: Vec::new(),
+            last: None,
+            misplaced: None,
+            on_error: OnError::default(),
+            restart: Restart::default(),
+            every: Duration::from_secs(10),
+            checkpoints: Checkpoints::Local(state),
+            again: None,
+            delivery: None,
+            parallelism: std::thread::available_parallelism().map_or(1, usize::from),
+            batch_rows: DEFAULT_BATCH_ROWS,
+            memory_limit: 1 << 30,
+            memory_pool: None,
+            edge_bytes: 8 << 20,
+            idle_after: Duration::from_secs(60),
+            spill_in: None,
+            stop: CancellationToken::new(),
+        }
+    }
+
+    /// Adds a source.
+    #[must_use]
+    pub fn source(mut self, name: impl Into<String>, source: impl Source) -> Self {
+        self.push(name.into(), Kind::Source(Arc::new(source)));
+        self
+    }
+
+    /// Adds a transform.
+    #[must_use]
+    pub fn transform(mut self, name: impl Into<String>, transform: impl Transform) -> Self {
+        self.push(name.into(), Kind::Transform(Arc::new(transform)));
+        self
+    }
+
+    /// Adds a sink.
+    #[must_use]
+    pub fn sink(mut self, name: impl Into<String>, sink: impl Sink) -> Self {
+        self.push(name.into(), Kind::Sink(Arc::new(sink)));
+        self
+    }
+
+    /// Names what the transform or sink that was just added reads, instead of the node before it.
+    #[must_use]
+    pub fn inputs(mut self, inputs: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        match self.nodes.last_mut() {
+            Some(Node { kind: Kind::Transform(_) | Kind::Sink(_), inputs: own, .. }) => {
+                *own = inputs.into_iter().map(Into::into).collect();
+            }
+            _ => self.misplaced = Some("`inputs` belongs behind a transform or sink"),
+        }
+        self
+    }
+
+    /// Demands a guarantee for the sink that was just added, instead of the pipeline's.
+    #[must_use]
+    pub fn sink_delivery(mut self, delivery: Delivery) -> Self {
+        match self.nodes.last_mut() {
+            Some(Node { kind: Kind::Sink(_), delivery: own, .. }) => *own = Some(delivery),
+            _ => self.misplaced = Some("`sink_delivery` belongs behind a sink"),
+        }
+        self
+    }
+
+    /// Keeps the state in this local directory and ends an epoch this often. Without it the state is
+    /// kept in `.orbit/state/NAME` and an epoch ends every ten seconds.
+    #[must_use]
+    pub fn checkpoint(mut self, dir: impl Into<PathBuf>, every: Duration) -> Self {
+        self.checkpoints = Checkpoints::Local(dir.into());
+        self.every = every;
+        self
+    }
+
+    /// Keeps the state in an object store that lists consistently and creates if absent.
+    #[must_use]
+    pub fn checkpoint_store(mut self, store: Arc<dyn ObjectStore>, prefix: Path, every: Duration) -> Self {
+        self.checkpoints = Checkpoints::Store(store, prefix);
+        self.every = every;
+        self
+    }
+
+    /// Forgets the state with the pipeline value: for tests, and for loads that are never resumed.
+    #[must_use]
+    pub fn checkpoint_in_memory(mut self) -> Self {
+        self.checkpoints = Checkpoints::Memory;
+        self
+    }
+
+    /// Ends an epoch this often.
+    #[must_use]
+    pub fn epoch_every(mut self, every: Duration) -> Self {
+        self.every = every;
+        self
+    }
+
+    /// What becomes of rows that can't go on.
+    #[must_use]
+    pub fn on_error(mut self, on_error: OnError) -> Self {
+        self.on_error = on_error;
+        self
+    }
+
+    /// How often the run restarts itself after a passing error.
+    #[must_use]
+    pub fn restart(mut self, restart: Restart) -> Self {
+        self.restart = restart;
+        self
+    }
+
+    /// What a run does once an earlier one has read the inputs to their end.
+    #[must_use]
+    pub fn again(mut self, again: Again) -> Self {
+        self.again = Some(again);
+        self
+    }
+
+    /// Demands at least this guarantee of every sink; a weaker one is an error before the run.
+    #[must_use]
+    pub fn delivery(mut self, delivery: Delivery) -> Self {
+        self.delivery = Some(delivery);
+        self
+    }
+
+    /// The number of lanes; by default one per core.
+    #[must_use]
+    pub fn parallelism(mut self, lanes: usize) -> Self {
+        self.parallelism = lanes.max(1);
+        self
+    }
+
+    /// The number of rows that sources put into a batch; 8,192 by default.
+    #[must_use]
+    pub fn batch_rows(mut self, rows: usize) -> Self {
+        self.batch_rows = rows.max(1);
+        self
+    }
+
+    /// The bytes that sorts, joins, writers and spools may use together; 1 GiB by default. What doesn't
+    /// fit is flushed or spilled, or the run fails. The edges between tasks are not part of it.
+    #[must_use]
+    pub fn memory_limit(mut self, bytes: usize) -> Self {
+        self.memory_limit = bytes;
+        self
+    }
+
+    /// Uses this pool instead of one of the pipeline's own, for a limit over several pipelines.
+    #[must_use]
+    pub fn memory_pool(mut self, pool: Arc<dyn MemoryPool>) -> Self {
+        self.memory_pool = Some(pool);
+        self
+    }
+
+    /// The bytes of rows that may be under way between two tasks; 8 MiB by default.
+    #[must_use]
+    pub fn edge_bytes(mut self, bytes: usize) -> Self {
+        self.edge_bytes = bytes.max(1);
+        self
+    }
+
+    /// After this long without an event, a split holds watermarks back no more; a minute by default.
+    #[must_use]
+    pub fn idle_after(mut self, idle: Duration) -> Self {
+        self.idle_after = idle;
+        self
+    }
+
+    /// Spills under this directory instead of the system's temporary one.
+    #[must_use]
+    pub fn spill_in(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.spill_in = Some(dir.into());
+        self
+    }
+
+    /// Stops every run of this pipeline, after a last epoch, when the token is cancelled.
+    #[must_use]
+    pub fn stop_on(mut self, token: CancellationToken) -> Self {
+        self.stop = token;
+        self
+    }
+
+    /// Checks the graph and makes the pipeline. Pure: no file, no connection.
+    ///
+    /// # Errors
+    /// [`Config`](crate::ErrorKind::Config): a name used twice, an input that isn't there, nodes that
+    /// read one another in a circle, a node that nothing reads, no source or no sink.
+    pub fn build(self) -> Result<Pipeline> {
+        let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+        if self.name.is_empty() || self.name.starts_with('.') || !self.name.chars().all(fits) {
+            return Err(Error::config(
+                "a pipeline's name is made of letters, digits, '_', '-' and '.', and doesn't begin with '.'",
+            )
+            .with("pipeline", format!("{:?}", self.name)));
+        }
+        if let Some(misplaced) = self.misplaced {
+            return Err(Error::config(misplaced).with("pipeline", &self.name));
+        }
+        if let Some(share) = self.on_error.max_share
+            && !(0.0..=1.0).contains(&share)
+        {
+            return Err(Error::config("a share lies between 0 and 1").with("max_share", share));
+        }
+        let graph = Graph::new(self.nodes).with("pipeline", &self.name)?;
+        Ok(Pipeline {
+            definition: Arc::new(Definition {
+                name: self.name,
+                graph,
+                on_error: self.on_error,
+                restart: self.restart,
+                every: self.every,
+                edge_bytes: self.edge_bytes,
+                idle_after: self.idle_after,
+                checkpoints: self.checkpoints,
+                memory_log: Log::memory(),
+                again: self.again,
+                delivery: self.delivery,
+                parallelism: self.parallelism,
+                batch_rows: self.batch_rows,
+                memory_limit: self.memory_limit,
+                memory_pool: self.memory_pool,
+                spill_in: self.spill_in,
+                stop: self.stop,
+            }),
+        })
+    }
+
+    fn push(&mut self, name: String, kind: Kind) {
+        let inputs = match kind {
+            Kind::Source(_) => Vec::new(),
+            Kind::Transform(_) | Kind::Sink(_) => self.last.iter().cloned().collect(),
+        };
+        if !matches!(kind, Kind::Sink(_)) {
+            self.last = Some(name.clone());
+        }
+        self.nodes.push(Node { name, kind, inputs, delivery: None });
+    }
+}

@@ -1,0 +1,93 @@
+//! What each sink can be promised, and why not more.
+
+use crate::error::{Error, Result};
+use crate::pipeline::graph::Graph;
+use crate::pipeline::options::Delivery;
+use crate::pipeline::plan::{Plan, PlanOptions, Role};
+use crate::sink::CommitMode;
+use crate::source::Replay;
+
+/// A sink's guarantee with its reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guarantee {
+    /// What holds.
+    pub delivery: Delivery,
+    /// Why it holds, and why not more.
+    pub reason: String,
+}
+
+impl Guarantee {
+    pub(crate) fn unknown() -> Self {
+        Self { delivery: Delivery::AtMostOnce, reason: String::new() }
+    }
+}
+
+/// Derives every sink's guarantee, and refuses the plan if one is weaker than demanded.
+pub(crate) fn settle(plan: &mut Plan, graph: &Graph, options: &PlanOptions) -> Result<()> {
+    for i in 0..plan.nodes.len() {
+        let Some(derived) = derive(plan, i, options) else { continue };
+        let name = plan.nodes[i].name.clone();
+        let own = graph.index_of(&name).and_then(|n| graph.nodes[n].delivery);
+        if let Some(demanded) = own.or(options.delivery)
+            && derived.delivery < demanded
+        {
+            return Err(Error::config(format!(
+                "delivery {demanded} was asked for, but this sink can only be promised {}: {}",
+                derived.delivery, derived.reason
+            ))
+            .with("node", name)
+            .remedy("change what the reason names, or ask for less"));
+        }
+        if let Role::Sink { guarantee, .. } = &mut plan.nodes[i].role {
+            *guarantee = derived;
+        }
+    }
+    Ok(())
+}
+
+fn derive(plan: &Plan, node: usize, options: &PlanOptions) -> Option<Guarantee> {
+    let Role::Sink { sink, mode, dead_letters, .. } = &plan.nodes[node].role else { return None };
+    let guarantee = |delivery, reason: String| Some(Guarantee { delivery, reason });
+    let sources: Vec<usize> =
+        if *dead_letters { plan.sources().map(|(i, _)| i).collect() } else { plan.origins(node) };
+    for source in sources {
+        if let Role::Source { replay: Replay::None, .. } = plan.nodes[source].role {
+            let name = &plan.nodes[source].name;
+            return guarantee(
+                Delivery::AtMostOnce,
+                format!("source {name} can't be read again: what is under way in a crash is lost"),
+            );
+        }
+    }
+    let kept = if options.durable {
+        "positions are in the checkpoint"
+    } else {
+        "positions are kept in memory, so it holds until the process ends"
+    };
+    match mode {
+        CommitMode::Staged => {
+            guarantee(Delivery::ExactlyOnce, format!("epochs are staged and published once each; {kept}"))
+        }
+        CommitMode::Atomic if plan.keeper == Some(node) => guarantee(
+            Delivery::ExactlyOnce,
+            "rows and positions are committed in one transaction of the target".into(),
+        ),
+        CommitMode::Atomic => {
+            let keeper = plan.keeper.map_or("another sink", |k| plan.nodes[k].name.as_str());
+            guarantee(
+                Delivery::AtLeastOnce,
+                format!(
+                    "the positions ride in the transactions of {keeper}, and only one sink can carry them"
+                ),
+            )
+        }
+        CommitMode::Immediate if sink.idempotent() => guarantee(
+            Delivery::EffectivelyOnce,
+            "rows are visible as written; those written again after a crash replace themselves".into(),
+        ),
+        CommitMode::Immediate => guarantee(
+            Delivery::AtLeastOnce,
+            "rows are visible as written; a crash before the checkpoint writes them again".into(),
+        ),
+    }
+}

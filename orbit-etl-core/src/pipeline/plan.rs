@@ -1,0 +1,481 @@
+//! A graph with its streams known: what is asked of sources, transforms and sinks before a run.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::connector::{ConnectorInfo, StreamInfo};
+use crate::context::Context;
+use crate::error::{Error, Result, ResultExt};
+use crate::event::StreamId;
+use crate::fault::dead_letter_schema;
+use crate::pipeline::delivery::{self, Guarantee};
+use crate::pipeline::graph::{DEAD_LETTERS, Graph, Kind, split_reference};
+use crate::pipeline::options::{Action, Again, Delivery, OnError};
+use crate::sink::{CommitMode, Publication, Sink};
+use crate::source::{FilterPushdown, Pushdown, Replay, ScanRequest, Source};
+use crate::transform::{Distribution, Transform};
+
+/// What every run of a pipeline begins with.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) nodes: Vec<PlanNode>,
+    pub(crate) again: Again,
+    /// Some node must see its whole input: there is one epoch, the last.
+    pub(crate) held: bool,
+    /// The one sink that keeps the checkpoints, if there is an atomic one.
+    pub(crate) keeper: Option<usize>,
+}
+
+#[derive(Debug)]
+pub(crate) struct PlanNode {
+    pub(crate) name: String,
+    pub(crate) info: ConnectorInfo,
+    pub(crate) role: Role,
+    /// Where each input comes from, and what it looks like.
+    pub(crate) inputs: Vec<Input>,
+    /// What others can read; empty for sinks.
+    pub(crate) outputs: Vec<StreamInfo>,
+    pub(crate) lanes: usize,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Input {
+    pub(crate) node: usize,
+    pub(crate) output: usize,
+    pub(crate) stream: StreamInfo,
+}
+
+#[derive(Debug)]
+pub(crate) enum Role {
+    Source {
+        source: Arc<dyn Source>,
+        replay: Replay,
+        /// One per stream: what the source was asked for and takes on.
+        scans: Vec<Scan>,
+    },
+    Transform {
+        transform: Arc<dyn Transform>,
+        distribution: Distribution,
+        blocking: bool,
+        /// The node whose operators run just before, in the same task.
+        fused: Option<usize>,
+        /// Two inputs come from one source: neither may stand still for the other.
+        spooled: bool,
+    },
+    Sink {
+        sink: Arc<dyn Sink>,
+        mode: CommitMode,
+        publication: Publication,
+        guarantee: Guarantee,
+        dead_letters: bool,
+    },
+}
+
+/// What becomes of a stream's scan.
+#[derive(Debug, Clone)]
+pub(crate) struct Scan {
+    /// What the node that follows would like.
+    pub(crate) wanted: ScanRequest,
+    /// What the source takes on of it.
+    pub(crate) pushdown: Pushdown,
+    /// What the source is opened with.
+    pub(crate) request: ScanRequest,
+}
+
+/// What shapes a plan besides the graph.
+#[derive(Debug, Clone)]
+pub(crate) struct PlanOptions {
+    pub(crate) parallelism: usize,
+    pub(crate) again: Option<Again>,
+    pub(crate) delivery: Option<Delivery>,
+    pub(crate) on_error: OnError,
+    /// Whether checkpoints outlive the process.
+    pub(crate) durable: bool,
+}
+
+impl Plan {
+    pub(crate) async fn new(graph: &Graph, options: &PlanOptions, cx: &Context) -> Result<Self> {
+        let mut nodes: Vec<PlanNode> = Vec::with_capacity(graph.nodes.len() + 1);
+        for node in &graph.nodes {
+            let inputs = resolve(graph, &nodes, &node.inputs).with("node", &node.name)?;
+            let cx = cx.for_node(&node.name);
+            let planned = match &node.kind {
+                Kind::Source(source) => plan_source(source, &cx).await,
+                Kind::Transform(transform) => plan_transform(transform, inputs, &cx).await,
+                Kind::Sink(sink) => plan_sink(sink, inputs),
+            };
+            let (info, role, inputs, outputs) = planned.with("node", &node.name)?;
+            nodes.push(PlanNode { name: node.name.clone(), info, role, inputs, outputs, lanes: 1 });
+        }
+        push_down(&mut nodes, cx).await?;
+        settle_transforms(&mut nodes, cx).await?;
+        if let Action::DeadLetter(sink) = &options.on_error.action {
+            nodes.push(dead_letter_node(sink));
+        }
+        let held = nodes.iter().any(PlanNode::is_blocking);
+        let mut plan = Self { again: settle_again(&nodes, options)?, held, keeper: keeper(&nodes), nodes };
+        plan.check_bounds()?;
+        plan.lay_out(options.parallelism);
+        delivery::settle(&mut plan, graph, options)?;
+        Ok(plan)
+    }
+
+    pub(crate) fn sources(&self) -> impl Iterator<Item = (usize, &PlanNode)> {
+        self.nodes.iter().enumerate().filter(|(_, n)| matches!(n.role, Role::Source { .. }))
+    }
+
+    pub(crate) fn sinks(&self) -> impl Iterator<Item = (usize, &PlanNode)> {
+        self.nodes.iter().enumerate().filter(|(_, n)| matches!(n.role, Role::Sink { .. }))
+    }
+
+    /// Who reads an output of a node: (consumer, its input).
+    pub(crate) fn consumers(&self, node: usize, output: usize) -> Vec<(usize, usize)> {
+        let mut consumers = Vec::new();
+        for (i, consumer) in self.nodes.iter().enumerate() {
+            for (port, input) in consumer.inputs.iter().enumerate() {
+                if (input.node, input.output) == (node, output) {
+                    consumers.push((i, port));
+                }
+            }
+        }
+        consumers
+    }
+
+    /// The sources that a node's rows come from.
+    pub(crate) fn origins(&self, node: usize) -> Vec<usize> {
+        origins(&self.nodes, node)
+    }
+
+    fn check_bounds(&self) -> Result<()> {
+        let unbounded =
+            |inputs: &[Input]| inputs.iter().find(|i| !i.stream.bounded).map(|i| i.stream.name.clone());
+        if self.held
+            && let Some(holder) = self.nodes.iter().find(|n| n.is_blocking())
+            && let Some((_, source)) = self.sources().find(|(_, n)| n.outputs.iter().any(|s| !s.bounded))
+        {
+            return Err(Error::unsupported(
+                "a node that needs its whole input lets nothing be committed before the end, \
+                 but a source of this pipeline has no end",
+            )
+            .with("node", &holder.name)
+            .with("source", &source.name)
+            .remedy("use a window, or give the bounded part a pipeline of its own"));
+        }
+        for (_, node) in self.sinks() {
+            if let Role::Sink { publication: Publication::AtEnd, .. } = node.role
+                && let Some(stream) = unbounded(&node.inputs)
+            {
+                return Err(Error::config(
+                    "this sink publishes at the end of its input, but the input has none",
+                )
+                .with("node", &node.name)
+                .with("stream", stream)
+                .remedy("let the sink append"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Decides how many lanes each node has and which transforms share a task.
+    fn lay_out(&mut self, parallelism: usize) {
+        for i in 0..self.nodes.len() {
+            let from_inputs =
+                self.nodes[i].inputs.iter().map(|n| self.nodes[n.node].lanes).max().unwrap_or(1);
+            let fuse_with = match (&self.nodes[i].role, self.nodes[i].inputs.as_slice()) {
+                (Role::Transform { distribution: Distribution::Any, blocking: false, .. }, [only]) => {
+                    let producer = &self.nodes[only.node];
+                    let streaming = matches!(producer.role, Role::Transform { blocking: false, .. });
+                    let outputs = producer.outputs.len();
+                    (streaming && outputs == 1 && self.consumers(only.node, 0).len() == 1)
+                        .then_some(only.node)
+                }
+                _ => None,
+            };
+            let shared = self.inputs_share_a_source(i);
+            let node = &mut self.nodes[i];
+            node.lanes = match &mut node.role {
+                Role::Source { .. } => parallelism,
+                Role::Transform { distribution, blocking, fused, spooled, .. } => {
+                    *fused = fuse_with;
+                    *spooled = *blocking && shared;
+                    match distribution {
+                        _ if *blocking => 1,
+                        Distribution::Any => from_inputs,
+                        Distribution::Keyed(_) => parallelism,
+                        Distribution::Single => 1,
+                    }
+                }
+                Role::Sink { .. } => from_inputs,
+            };
+        }
+    }
+
+    fn inputs_share_a_source(&self, node: usize) -> bool {
+        let mut seen = Vec::new();
+        for input in &self.nodes[node].inputs {
+            for origin in origins(&self.nodes, input.node) {
+                if seen.contains(&(origin, true)) {
+                    return true;
+                }
+                seen.push((origin, false));
+            }
+            seen.iter_mut().for_each(|s| s.1 = true);
+        }
+        false
+    }
+}
+
+impl PlanNode {
+    pub(crate) fn is_blocking(&self) -> bool {
+        matches!(self.role, Role::Transform { blocking: true, .. })
+    }
+
+    pub(crate) fn is_dead_letters(&self) -> bool {
+        matches!(self.role, Role::Sink { dead_letters: true, .. })
+    }
+
+    pub(crate) fn role_name(&self) -> &'static str {
+        match self.role {
+            Role::Source { .. } => "source",
+            Role::Transform { .. } => "transform",
+            Role::Sink { dead_letters: true, .. } => "dead letters",
+            Role::Sink { .. } => "sink",
+        }
+    }
+
+    pub(crate) fn streams(&self) -> Vec<StreamInfo> {
+        self.inputs.iter().map(|i| i.stream.clone()).collect()
+    }
+}
+
+type Planned = (ConnectorInfo, Role, Vec<Input>, Vec<StreamInfo>);
+
+fn origins(nodes: &[PlanNode], node: usize) -> Vec<usize> {
+    if nodes[node].inputs.is_empty() {
+        return vec![node];
+    }
+    let mut found: Vec<usize> = nodes[node].inputs.iter().flat_map(|i| origins(nodes, i.node)).collect();
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+/// The streams that references mean. Where a transform or a lone source has one, its name is the
+/// node's, so that SQL can speak of it.
+fn resolve(graph: &Graph, nodes: &[PlanNode], references: &[String]) -> Result<Vec<Input>> {
+    let mut inputs = Vec::new();
+    for reference in references {
+        let (name, output) = split_reference(reference);
+        let Some(node) = graph.index_of(name).filter(|i| *i < nodes.len()) else {
+            return Err(Error::internal("an input is planned after its reader").with("input", reference));
+        };
+        let outputs = &nodes[node].outputs;
+        match output {
+            Some(wanted) => {
+                let Some(index) = outputs.iter().position(|s| s.name == wanted) else {
+                    let names: Vec<_> = outputs.iter().map(|s| s.name.as_str()).collect();
+                    return Err(Error::config("that node has no such output")
+                        .with("input", reference)
+                        .remedy(format!("its outputs are: {}", names.join(", "))));
+                };
+                inputs.push(Input { node, output: index, stream: outputs[index].clone() });
+            }
+            None if matches!(nodes[node].role, Role::Transform { .. }) => {
+                // The other outputs of a transform are read by name alone.
+                let mut stream = outputs[0].clone();
+                stream.name = name.to_owned();
+                inputs.push(Input { node, output: 0, stream });
+            }
+            None => {
+                for (index, stream) in outputs.iter().enumerate() {
+                    let mut stream = stream.clone();
+                    if outputs.len() == 1 {
+                        stream.name = name.to_owned();
+                    }
+                    inputs.push(Input { node, output: index, stream });
+                }
+            }
+        }
+    }
+    let mut names: BTreeMap<String, usize> = BTreeMap::new();
+    for input in &mut inputs {
+        let seen = names.entry(input.stream.name.clone()).or_default();
+        *seen += 1;
+        if *seen > 1 {
+            input.stream.name = format!("{}.{}", nodes[input.node].name, input.stream.name);
+        }
+    }
+    Ok(inputs)
+}
+
+async fn plan_source(source: &Arc<dyn Source>, cx: &Context) -> Result<Planned> {
+    source.validate()?;
+    let outputs = source.streams(cx).await?;
+    if outputs.is_empty() {
+        return Err(Error::not_found("the source has no stream to read"));
+    }
+    let scans = (0..outputs.len())
+        .map(|i| {
+            let request = ScanRequest::all(StreamId(i), cx.batch_rows());
+            Scan { pushdown: Pushdown::none(&request), wanted: request.clone(), request }
+        })
+        .collect();
+    let role = Role::Source { source: Arc::clone(source), replay: source.replay(), scans };
+    Ok((source.info(), role, Vec::new(), outputs))
+}
+
+async fn plan_transform(transform: &Arc<dyn Transform>, inputs: Vec<Input>, cx: &Context) -> Result<Planned> {
+    let streams: Vec<_> = inputs.iter().map(|i| i.stream.clone()).collect();
+    let outputs = transform.outputs(cx, &streams).await?;
+    if outputs.is_empty() {
+        return Err(Error::internal("the transform has no output"));
+    }
+    let blocking = transform.blocking(cx, &streams).await?;
+    let role = Role::Transform {
+        transform: Arc::clone(transform),
+        distribution: transform.distribution(),
+        blocking,
+        fused: None,
+        spooled: false,
+    };
+    Ok((transform.info(), role, inputs, outputs))
+}
+
+fn plan_sink(sink: &Arc<dyn Sink>, inputs: Vec<Input>) -> Result<Planned> {
+    sink.validate()?;
+    let role = Role::Sink {
+        sink: Arc::clone(sink),
+        mode: sink.commit_mode(),
+        publication: sink.publication(),
+        guarantee: Guarantee::unknown(),
+        dead_letters: false,
+    };
+    Ok((sink.info(), role, inputs, Vec::new()))
+}
+
+fn dead_letter_node(sink: &Arc<dyn Sink>) -> PlanNode {
+    PlanNode {
+        name: DEAD_LETTERS.to_owned(),
+        info: sink.info(),
+        role: Role::Sink {
+            sink: Arc::clone(sink),
+            mode: sink.commit_mode(),
+            publication: sink.publication(),
+            guarantee: Guarantee::unknown(),
+            dead_letters: true,
+        },
+        inputs: Vec::new(),
+        outputs: Vec::new(),
+        lanes: 1,
+    }
+}
+
+/// The stream that a dead-letter sink is opened with.
+pub(crate) fn dead_letter_stream() -> StreamInfo {
+    StreamInfo::new(DEAD_LETTERS, dead_letter_schema())
+}
+
+/// Asks each transform that alone reads a source's stream what it needs, and the source what of
+/// that it takes on; narrows the stream accordingly.
+async fn push_down(nodes: &mut [PlanNode], cx: &Context) -> Result<()> {
+    for i in 0..nodes.len() {
+        for output in 0..nodes[i].outputs.len() {
+            let Role::Source { source, .. } = &nodes[i].role else { break };
+            let source = Arc::clone(source);
+            let mut readers = Vec::new();
+            for (n, node) in nodes.iter().enumerate() {
+                for (port, input) in node.inputs.iter().enumerate() {
+                    if (input.node, input.output) == (i, output) {
+                        readers.push((n, port));
+                    }
+                }
+            }
+            let [(reader, port)] = readers[..] else { continue };
+            let Role::Transform { transform, .. } = &nodes[reader].role else { continue };
+            let reader_cx = cx.for_node(&nodes[reader].name);
+            let streams = nodes[reader].streams();
+            let mut wanted =
+                transform.scan(&reader_cx, &streams, port).await.with("node", &nodes[reader].name)?;
+            wanted.stream = StreamId(output);
+            if let Some(columns) = &mut wanted.projection {
+                let schema = &nodes[i].outputs[output].schema;
+                columns.sort_by_key(|c| schema.index_of(c).unwrap_or(usize::MAX));
+                columns.dedup();
+            }
+            let pushdown = source.pushdown(&wanted);
+            let request = ScanRequest {
+                stream: wanted.stream,
+                projection: wanted.projection.clone().filter(|_| pushdown.projection),
+                filters: wanted
+                    .filters
+                    .iter()
+                    .zip(&pushdown.filters)
+                    .filter(|(_, answer)| **answer != FilterPushdown::Unsupported)
+                    .map(|(filter, _)| filter.clone())
+                    .collect(),
+                batch_rows: wanted.batch_rows,
+            };
+            if let Some(columns) = &wanted.projection {
+                let narrowed =
+                    narrow(&nodes[i].outputs[output], columns).with("node", &nodes[reader].name)?;
+                let named =
+                    StreamInfo { name: nodes[reader].inputs[port].stream.name.clone(), ..narrowed.clone() };
+                nodes[reader].inputs[port].stream = named;
+                nodes[i].outputs[output] = narrowed;
+            }
+            if let Role::Source { scans, .. } = &mut nodes[i].role {
+                scans[output] = Scan { wanted, pushdown, request };
+            }
+        }
+    }
+    Ok(())
+}
+
+fn narrow(stream: &StreamInfo, columns: &[String]) -> Result<StreamInfo> {
+    let mut indices = Vec::with_capacity(columns.len());
+    for column in columns {
+        indices.push(stream.schema.index_of(column).map_err(|_| {
+            Error::internal("a transform asks for a column that its input doesn't have")
+                .with("column", column)
+        })?);
+    }
+    let schema =
+        stream.schema.project(&indices).map_err(|e| Error::internal("can't narrow a schema").caused_by(e))?;
+    Ok(StreamInfo { schema: Arc::new(schema), ..stream.clone() })
+}
+
+/// After the inputs were narrowed, asks once more what comes out: it must be the same.
+async fn settle_transforms(nodes: &mut [PlanNode], cx: &Context) -> Result<()> {
+    for node in nodes {
+        let Role::Transform { transform, .. } = &node.role else { continue };
+        let streams: Vec<_> = node.inputs.iter().map(|i| i.stream.clone()).collect();
+        let again = transform.outputs(&cx.for_node(&node.name), &streams).await.with("node", &node.name)?;
+        let same = again.iter().map(|s| &s.schema).eq(node.outputs.iter().map(|s| &s.schema));
+        if !same {
+            return Err(Error::internal("a transform changes its output with the columns that it asked for")
+                .with("node", &node.name));
+        }
+    }
+    Ok(())
+}
+
+fn settle_again(nodes: &[PlanNode], options: &PlanOptions) -> Result<Again> {
+    let overwriter = nodes
+        .iter()
+        .find(|n| matches!(n.role, Role::Sink { publication: Publication::AtEnd, dead_letters: false, .. }));
+    match (overwriter, options.again) {
+        (Some(node), Some(Again::Resume)) => Err(Error::config(
+            "a sink that overwrites needs all rows, but `again: resume` reads only new ones",
+        )
+        .with("node", &node.name)
+        .remedy("let the sink append, or leave `again` at `full`")),
+        (Some(_), None) => Ok(Again::Full),
+        (_, again) => Ok(again.unwrap_or(Again::Resume)),
+    }
+}
+
+fn keeper(nodes: &[PlanNode]) -> Option<usize> {
+    nodes
+        .iter()
+        .position(|n| matches!(n.role, Role::Sink { mode: CommitMode::Atomic, dead_letters: false, .. }))
+}

@@ -1,0 +1,99 @@
+//! The host's hold on a run that goes on.
+
+use std::future::{Future, IntoFuture};
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::Stream;
+use futures::stream;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Error, Result};
+use crate::observe::{Progress, RunReport};
+
+/// How a host stops and watches a run; shared with the run.
+#[derive(Debug, Clone)]
+pub(crate) struct Control {
+    /// Finish the open epoch, then stop.
+    pub(crate) stop: CancellationToken,
+    /// Stop at once.
+    pub(crate) abort: CancellationToken,
+    pub(crate) progress: Arc<watch::Sender<Progress>>,
+}
+
+impl Control {
+    pub(crate) fn new(stop: CancellationToken) -> Self {
+        Self { stop, abort: CancellationToken::new(), progress: Arc::new(watch::Sender::default()) }
+    }
+}
+
+/// A pipeline at work. Awaiting it gives the report. Dropping it stops the run at once; what was
+/// not committed is read again by the next run.
+#[derive(Debug)]
+pub struct Running {
+    control: Control,
+    task: Option<JoinHandle<Result<RunReport>>>,
+}
+
+impl Running {
+    pub(crate) fn new(control: Control, task: JoinHandle<Result<RunReport>>) -> Self {
+        Self { control, task: Some(task) }
+    }
+
+    /// Tells the run to commit what it has read and then to stop. Where a node needs its whole input,
+    /// nothing can be committed early: the run just stops.
+    pub fn stop(&self) {
+        self.control.stop.cancel();
+    }
+
+    /// Tells the run to stop at once. Awaiting it gives an error of kind
+    /// [`Cancelled`](crate::ErrorKind::Cancelled).
+    pub fn abort(&self) {
+        self.control.abort.cancel();
+    }
+
+    /// A way to stop the run from elsewhere, as [`Running::stop`] does.
+    pub fn stop_token(&self) -> CancellationToken {
+        self.control.stop.clone()
+    }
+
+    /// Looks at the run: about five a second and one for each epoch, until it ends. Looks that nobody
+    /// took are skipped.
+    pub fn progress(&self) -> impl Stream<Item = Progress> + Send + use<> {
+        let receiver = self.control.progress.subscribe();
+        stream::unfold(receiver, |mut receiver| async move {
+            receiver.changed().await.ok()?;
+            let progress = receiver.borrow_and_update().clone();
+            Some((progress, receiver))
+        })
+    }
+}
+
+impl IntoFuture for Running {
+    type Output = Result<RunReport>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Result<RunReport>> + Send>>;
+
+    fn into_future(mut self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let Some(task) = self.task.as_mut() else {
+                return Err(Error::internal("the run was awaited before"));
+            };
+            let ended = task.await;
+            // Nothing is left to abort when `self` goes.
+            drop(self.task.take());
+            ended.map_err(|_| {
+                Error::internal("the run's own task panicked; its message is on standard error")
+            })?
+        })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.task.is_some() {
+            self.control.abort.cancel();
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! Which splits a source has, which lane reads which, and how far each has come.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use crate::checkpoint::{SourceState, SplitState};
+use crate::event::{Position, SplitId};
+use crate::source::{Split, SplitChange};
+
+/// The splits of one source, shared by its enumerator, its lanes and the coordinator.
+///
+/// What the checkpoint says of a split (`position`, `parked`, gone because finished) changes only
+/// by [`Splits::acknowledged_by_lane`], which is called with what a lane had read at a barrier. So a
+/// snapshot taken when the last lane has reached the barrier is consistent, however far the lanes
+/// have read since.
+#[derive(Debug)]
+pub(crate) struct Splits {
+    board: Mutex<Board>,
+    changed: watch::Sender<u64>,
+}
+
+#[derive(Debug)]
+struct Board {
+    known: BTreeMap<SplitId, Known>,
+    enumerator: Option<Position>,
+    enumerated: bool,
+    /// Bounded splits that any lane may open.
+    queue: VecDeque<SplitId>,
+    /// Splits that name others which must be committed first.
+    waiting: Vec<SplitId>,
+    lanes: Vec<Lane>,
+    /// Finished at the last barrier, to be reported as committed.
+    finished: BTreeSet<SplitId>,
+    /// Whether anything changed since the last snapshot was saved.
+    dirty: bool,
+}
+
+#[derive(Debug)]
+struct Known {
+    split: Split,
+    position: Option<Position>,
+    parked: bool,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    reading: BTreeSet<SplitId>,
+    to_open: Vec<SplitId>,
+    to_revoke: Vec<SplitId>,
+    unbounded: usize,
+}
+
+/// What a lane is to do next.
+#[derive(Debug, Default)]
+pub(crate) struct LaneWork {
+    pub(crate) open: Vec<(Split, Option<Position>)>,
+    pub(crate) revoke: Vec<SplitId>,
+    /// Nothing is left and nothing can come.
+    pub(crate) exhausted: bool,
+    /// Everything left waits for a commit.
+    pub(crate) stuck: bool,
+}
+
+/// How far a lane had come with a split at a barrier.
+#[derive(Debug)]
+pub(crate) struct SplitProgress {
+    pub(crate) id: SplitId,
+    pub(crate) position: Option<Position>,
+    pub(crate) finished: bool,
+    pub(crate) parked: bool,
+}
+
+impl Splits {
+    pub(crate) fn new(lanes: usize, state: Option<SourceState>) -> Self {
+        let state = state.unwrap_or_default();
+        let mut board = Board {
+            known: BTreeMap::new(),
+            enumerator: state.enumerator,
+            enumerated: false,
+            queue: VecDeque::new(),
+            waiting: Vec::new(),
+            lanes: (0..lanes).map(|_| Lane::default()).collect(),
+            finished: BTreeSet::new(),
+            dirty: false,
+        };
+        for SplitState { split, position, parked } in state.splits {
+            let id = split.id.clone();
+            board.known.insert(id, Known { split, position, parked });
+        }
+        let ready: Vec<_> = board.known.iter().filter(|(_, k)| !k.parked).map(|(id, _)| id.clone()).collect();
+        ready.into_iter().for_each(|id| board.assign(id));
+        Self { board: Mutex::new(board), changed: watch::Sender::new(0) }
+    }
+
+    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    pub(crate) fn enumerator(&self) -> Option<Position> {
+        self.lock().enumerator.clone()
+    }
+
+    pub(crate) fn change(&self, change: SplitChange) {
+        let mut board = self.lock();
+        let mut ready = Vec::new();
+        for split in change.added {
+            let id = split.id.clone();
+            let known = board.known.entry(id.clone());
+            let new = matches!(known, Entry::Vacant(_));
+            let known = known.or_insert(Known { split, position: None, parked: false });
+            if new || std::mem::take(&mut known.parked) {
+                ready.push(id);
+            }
+        }
+        // Only now is it known which of them wait for one another.
+        ready.into_iter().for_each(|id| board.assign(id));
+        for id in change.revoked {
+            board.revoke(&id);
+        }
+        board.dirty |= board.enumerator.as_ref() != Some(&change.position);
+        board.enumerator = Some(change.position);
+        drop(board);
+        self.wake();
+    }
+
+    /// No further split will come.
+    pub(crate) fn enumerated(&self) {
+        self.lock().enumerated = true;
+        self.wake();
+    }
+
+    /// `wants_bounded` says that the lane has no bounded split open.
+    pub(crate) fn work(&self, lane: usize, wants_bounded: bool) -> LaneWork {
+        let mut board = self.lock();
+        if wants_bounded && let Some(id) = board.queue.pop_front() {
+            board.lanes[lane].to_open.push(id);
+        }
+        let mine = &mut board.lanes[lane];
+        let to_open = std::mem::take(&mut mine.to_open);
+        let revoke = std::mem::take(&mut mine.to_revoke);
+        mine.reading.extend(to_open.iter().cloned());
+        let open: Vec<_> = to_open
+            .iter()
+            .filter_map(|id| board.known.get(id))
+            .map(|known| (known.split.clone(), known.position.clone()))
+            .collect();
+        let idle = open.is_empty() && board.queue.is_empty();
+        LaneWork {
+            exhausted: idle && board.enumerated && board.waiting.is_empty(),
+            stuck: idle && !board.waiting.is_empty() && board.lanes.iter().all(|l| l.reading.is_empty()),
+            open,
+            revoke,
+        }
+    }
+
+    /// The lane reads this split no more; the other lanes may now be stuck.
+    pub(crate) fn closed(&self, lane: usize, split: &Split) {
+        let mut board = self.lock();
+        board.lanes[lane].reading.remove(&split.id);
+        if !split.bounded {
+            board.lanes[lane].unbounded -= 1;
+        }
+        let waiting = !board.waiting.is_empty();
+        drop(board);
+        if waiting {
+            self.wake();
+        }
+    }
+
+    /// What a lane had read at a barrier. Returns the positions to acknowledge with that epoch.
+    pub(crate) fn acknowledged_by_lane(&self, progress: Vec<SplitProgress>) -> Vec<(SplitId, Position)> {
+        let mut board = self.lock();
+        let mut positions = Vec::new();
+        for SplitProgress { id, position, finished, parked } in progress {
+            board.dirty = true;
+            if let Some(position) = &position {
+                positions.push((id.clone(), position.clone()));
+            }
+            if finished {
+                board.known.remove(&id);
+                board.finished.insert(id);
+            } else if let Some(known) = board.known.get_mut(&id) {
+                known.parked |= parked;
+                if position.is_some() {
+                    known.position = position;
+                }
+            }
+        }
+        positions
+    }
+
+    pub(crate) fn snapshot(&self) -> SourceState {
+        let board = self.lock();
+        SourceState {
+            enumerator: board.enumerator.clone(),
+            splits: board
+                .known
+                .values()
+                .map(|k| SplitState {
+                    split: k.split.clone(),
+                    position: k.position.clone(),
+                    parked: k.parked,
+                })
+                .collect(),
+            ended: board.enumerated && board.known.is_empty(),
+        }
+    }
+
+    /// Whether a snapshot taken now says anything new.
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.lock().dirty
+    }
+
+    /// The epoch that holds the last snapshot is committed: what waited for its splits may open.
+    pub(crate) fn committed(&self) {
+        let mut board = self.lock();
+        board.dirty = false;
+        if std::mem::take(&mut board.finished).is_empty() || board.waiting.is_empty() {
+            return;
+        }
+        for id in std::mem::take(&mut board.waiting) {
+            board.assign(id);
+        }
+        drop(board);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        self.changed.send_modify(|version| *version += 1);
+    }
+
+    /// A panic elsewhere can't leave the board half changed: no method panics midway.
+    fn lock(&self) -> MutexGuard<'_, Board> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Board {
+    fn assign(&mut self, id: SplitId) {
+        let Some(known) = self.known.get(&id) else { return };
+        let held_back = |other: &SplitId| self.known.contains_key(other) || self.finished.contains(other);
+        if known.split.after.iter().any(held_back) {
+            self.waiting.push(id);
+        } else if known.split.bounded {
+            self.queue.push_back(id);
+        } else if let Some(lane) = self.lanes.iter_mut().min_by_key(|l| l.unbounded) {
+            lane.unbounded += 1;
+            lane.to_open.push(id);
+        }
+    }
+
+    fn revoke(&mut self, id: &SplitId) {
+        self.queue.retain(|queued| queued != id);
+        self.waiting.retain(|waiting| waiting != id);
+        for lane in &mut self.lanes {
+            let before = lane.to_open.len();
+            lane.to_open.retain(|other| other != id);
+            if before != lane.to_open.len() && self.known.get(id).is_some_and(|k| !k.split.bounded) {
+                lane.unbounded -= 1;
+            }
+            if lane.reading.contains(id) {
+                lane.to_revoke.push(id.clone());
+                return;
+            }
+        }
+        if let Some(known) = self.known.get_mut(id) {
+            known.parked = true;
+        }
+        self.dirty = true;
+    }
+}

@@ -1,0 +1,80 @@
+//! A lane of a sink.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+
+use super::gate::{Event, Gate};
+use super::report::Message;
+use crate::batch::estimated_bytes;
+use crate::error::{Error, Result};
+use crate::event::StreamId;
+use crate::fault::{RejectPort, failpoint};
+use crate::observe::Counter;
+use crate::sink::{Epoch, SinkWriter};
+
+/// What a lane of a sink works with.
+pub(crate) struct Writer {
+    pub(crate) node: usize,
+    pub(crate) lane: usize,
+    pub(crate) gate: Gate,
+    pub(crate) writer: Box<dyn SinkWriter>,
+    pub(crate) rejects: RejectPort,
+    pub(crate) counter: Counter,
+    pub(crate) coordinator: mpsc::UnboundedSender<Message>,
+    /// For a sink that can't take rows of the next epoch before this one is committed: the last
+    /// epoch that is.
+    pub(crate) committed: Option<watch::Receiver<Epoch>>,
+    /// The streams' names, for rejects.
+    pub(crate) streams: Arc<[String]>,
+}
+
+impl Writer {
+    /// Runs until the tasks around it go.
+    pub(crate) async fn run(mut self) -> Result<()> {
+        loop {
+            match self.gate.next().await? {
+                Event::Batch { port, batch } => {
+                    self.counter.rows_in(batch.num_rows() as u64);
+                    self.counter.rows_out(batch.num_rows() as u64, estimated_bytes(&batch) as u64);
+                    self.writer.write(StreamId(port), batch).await?;
+                }
+                Event::Schema { port, schema } => {
+                    self.writer.schema_changed(StreamId(port), &schema).await?;
+                }
+                Event::Watermark(_) => {}
+                Event::End => self.tell(Message::WriterEnded)?,
+                Event::Barrier(epoch) => self.barrier(epoch).await?,
+            }
+        }
+    }
+
+    async fn barrier(&mut self, epoch: Epoch) -> Result<()> {
+        failpoint("before_prepare");
+        let mut prepared = self.writer.prepare(epoch).await?;
+        failpoint("after_prepare");
+        let mut counts = self.counter.take();
+        for mut reject in std::mem::take(&mut prepared.rejects) {
+            counts.rejected += reject.rows;
+            counts.rows_out = counts.rows_out.saturating_sub(reject.rows);
+            if let [stream] = &*self.streams {
+                reject.origin.stream.get_or_insert_with(|| stream.clone());
+            }
+            self.rejects.reject(reject).await?;
+        }
+        if prepared.bytes > 0 {
+            counts.bytes = prepared.bytes;
+        }
+        self.rejects.passed(epoch);
+        let (node, lane) = (self.node, self.lane);
+        self.tell(Message::WriterAtBarrier { node, lane, epoch, prepared, counts })?;
+        if let Some(committed) = &mut self.committed {
+            committed.wait_for(|last| *last >= epoch).await.map_err(|_| Error::cancelled())?;
+        }
+        Ok(())
+    }
+
+    fn tell(&self, message: Message) -> Result<()> {
+        self.coordinator.send(message).map_err(|_| Error::cancelled())
+    }
+}

@@ -1,0 +1,8 @@
+//! The engine over model sources and sinks of every kind.
+
+mod delivery;
+mod failure;
+mod graph;
+mod rejects;
+mod support;
+mod unbounded;

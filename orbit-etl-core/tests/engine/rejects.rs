@@ -1,0 +1,120 @@
+//! Rows that can't go on: stopped at, dropped, or kept, wherever they are met.
+
+use std::time::Duration;
+
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::Int64Type;
+use orbit_etl_core::memory::{MemorySink, MemorySource, MemoryTable};
+use orbit_etl_core::{CommitMode, ErrorKind, OnError, Payload, Pipeline, Reject, StreamInfo};
+
+use super::support::{all_ids, numbers, rows, schema, soon};
+
+fn every_tenth(batch: &RecordBatch, row: usize) -> Option<String> {
+    let id = batch.column(0).as_primitive::<Int64Type>().value(row);
+    (id % 10 == 3).then(|| "the target refuses it".to_owned())
+}
+
+fn good(rows: i64) -> Vec<i64> {
+    (0..rows).filter(|i| i % 10 != 3).collect()
+}
+
+fn messages(letters: &MemoryTable) -> Vec<String> {
+    let batches: Vec<_> = letters.streams().iter().flat_map(|s| letters.batches(s)).collect();
+    batches
+        .iter()
+        .flat_map(|b| {
+            let messages = b.column_by_name("message").unwrap().as_string::<i32>().clone();
+            (0..b.num_rows()).map(move |i| messages.value(i).to_owned()).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_a_sink_refuses_become_dead_letters_once() {
+    for mode in [CommitMode::Staged, CommitMode::Atomic] {
+        for at_commit in [false, true] {
+            for letters_mode in [CommitMode::Staged, CommitMode::Immediate] {
+                let (table, letters) = (MemoryTable::new(), MemoryTable::new());
+                let sink = MemorySink::new(&table).with_mode(mode);
+                let sink = if at_commit {
+                    sink.reject_at_commit_if(every_tenth)
+                } else {
+                    sink.reject_if(every_tenth)
+                };
+                let source = numbers(20, 2);
+                let pipeline = Pipeline::builder("p")
+                    .source("in", source.clone())
+                    .sink("out", sink)
+                    .on_error(OnError::dead_letter(MemorySink::new(&letters).with_mode(letters_mode)))
+                    .epoch_every(Duration::from_millis(1))
+                    .checkpoint_in_memory()
+                    .build()
+                    .unwrap();
+                let report = soon(pipeline.run()).await.unwrap();
+                let case = format!("{mode} at_commit={at_commit} letters={letters_mode}");
+                assert_eq!(all_ids(&table), good(200), "{case}");
+                assert_eq!(letters.rows(), 20, "{case}");
+                assert_eq!((report.rows_written(), report.rows_rejected()), (180, 20), "{case}");
+                assert_eq!(messages(&letters)[0], "the target refuses it");
+                assert_eq!(source.acknowledged().len(), 2, "{case}");
+                soon(pipeline.run()).await.unwrap();
+                assert_eq!((table.rows(), letters.rows()), (180, 20), "{case}: second run");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fail_stops_and_skip_counts_and_ceilings_hold() {
+    let run = |on_error: OnError| {
+        let table = MemoryTable::new();
+        let pipeline = Pipeline::builder("p")
+            .source("in", numbers(20, 1))
+            .sink("out", MemorySink::new(&table).reject_if(every_tenth))
+            .on_error(on_error)
+            .checkpoint_in_memory()
+            .build()
+            .unwrap();
+        async move { (soon(pipeline.run()).await, table.rows()) }
+    };
+    let (failed, rows) = run(OnError::fail()).await;
+    assert_eq!((failed.unwrap_err().kind(), rows), (ErrorKind::Data, 0));
+    let (skipped, rows) = run(OnError::skip()).await;
+    assert_eq!((skipped.unwrap().rows_rejected(), rows), (20, 180));
+    let (capped, rows) = run(OnError::skip().max_rows(19)).await;
+    assert_eq!((capped.unwrap_err().context("ceiling").map(String::from), rows), (Some("19".into()), 0));
+    assert!(run(OnError::skip().max_rows(20)).await.0.is_ok());
+    let (capped, rows) = run(OnError::skip().max_share(0.09)).await;
+    assert_eq!((capped.unwrap_err().kind(), rows), (ErrorKind::Data, 0));
+    assert!(run(OnError::skip().max_share(0.1)).await.0.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_that_a_source_cannot_read_keep_their_bytes_and_place() {
+    let (source, feed) = MemorySource::unbounded(vec![StreamInfo::new("t", schema())]);
+    feed.add_split("s");
+    feed.push("s", rows(0, 5)).unwrap();
+    let mut bad =
+        Reject::new(ErrorKind::Data, "not a row", Payload::Raw(bytes::Bytes::from_static(b"a,b,c\xff")));
+    bad.origin.place = Some("file.csv, line 6, byte 40".into());
+    feed.reject("s", bad).unwrap();
+    feed.push("s", rows(5, 9)).unwrap();
+    feed.finish_split("s").unwrap();
+    feed.finish();
+    let (table, letters) = (MemoryTable::new(), MemoryTable::new());
+    let pipeline = Pipeline::builder("p")
+        .source("in", source)
+        .sink("out", MemorySink::new(&table))
+        .on_error(OnError::dead_letter(MemorySink::new(&letters)))
+        .checkpoint_in_memory()
+        .build()
+        .unwrap();
+    let report = soon(pipeline.run()).await.unwrap();
+    assert_eq!(all_ids(&table), (0..9).collect::<Vec<_>>());
+    assert_eq!((report.rows_read(), report.rows_rejected()), (10, 1));
+    let letter = &letters.batches(&letters.streams()[0])[0];
+    let text = |c: &str| letter.column_by_name(c).unwrap().as_string::<i32>().value(0).to_owned();
+    assert_eq!(text("place"), "file.csv, line 6, byte 40");
+    assert_eq!((text("node"), text("split"), text("kind")), ("in".into(), "s".into(), "data".into()));
+    assert_eq!(letter.column_by_name("payload").unwrap().as_binary::<i32>().value(0), b"a,b,c\xff");
+}

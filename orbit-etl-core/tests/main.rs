@@ -1,0 +1,5 @@
+//! Core's integration tests, one binary.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod engine;
+mod log;
