@@ -80,7 +80,8 @@ pub enum SourceEvent {
         /// As with `Batch`.
         position: Option<Position>,
     },
-    /// From here on the stream has another schema.
+    /// From here on the stream has another schema: that of the batches that follow, narrowed as they
+    /// are.
     Schema {
         /// Which stream.
         stream: StreamId,

@@ -59,7 +59,8 @@ pub trait Sink: Connector {
 pub trait SinkSession: Send {
     /// Takes the target over: first fences every older run (one with a lower claim number; a lower
     /// number than the target's own is refused as [`Fenced`](crate::ErrorKind::Fenced)), only then
-    /// reads what is committed. `None` from a target that has never seen a lineage.
+    /// reads what is committed. `None` from a target that has never seen a lineage. A target that is
+    /// another lineage's is not taken over: it says whose it is, and the engine refuses.
     ///
     /// # Errors
     /// Fenced, or the target can't be reached in bounded time.
@@ -238,7 +239,8 @@ pub struct Prepared {
 /// Which staged data is to be removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Discard {
-    /// That of one epoch of one run.
+    /// That of one epoch of one run, rows that no `prepare` has given an epoch yet included. The
+    /// session is closed after it.
     Epoch {
         /// The run's claim number.
         claim: u64,

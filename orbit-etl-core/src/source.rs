@@ -91,7 +91,8 @@ pub enum Replay {
     Exact,
     /// A split can only be read whole: positions come at its end alone.
     WholeSplit,
-    /// There is no way back.
+    /// There is no way back. Positions still come, or no epoch could end; they are told again when
+    /// a split is opened, but need not be honoured.
     None,
 }
 

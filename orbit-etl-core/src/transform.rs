@@ -37,8 +37,8 @@ pub trait Transform: Debug + Send + Sync + 'static {
         Distribution::Any
     }
 
-    /// Whether every input row goes out once, is rejected or is counted as filtered. The engine then
-    /// checks it with each epoch. Pure.
+    /// Whether, unless it is blocking, every input row goes out once, is rejected or is counted as
+    /// filtered. The engine then checks it with each epoch. Pure.
     fn maps_rows(&self) -> bool {
         false
     }

@@ -470,7 +470,7 @@ impl<'a> Epochs<'a> {
         let counts = |node: usize| gathered.counts.get(&node).copied().unwrap_or_default();
         for (i, node) in self.plan.nodes.iter().enumerate() {
             let here = counts(i);
-            if let Role::Transform { transform, .. } = &node.role
+            if let Role::Transform { transform, blocking: false, .. } = &node.role
                 && transform.maps_rows()
                 && here.rows_in != here.rows_out + here.rejected + here.filtered
             {
