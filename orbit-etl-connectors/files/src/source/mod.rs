@@ -1,0 +1,489 @@
+//! Reading files: the configuration, and how it becomes streams, splits and readers.
+
+mod adapt;
+mod avro;
+mod csv;
+mod dialect;
+mod enumerate;
+mod infer;
+mod input;
+mod ipc;
+mod json;
+mod list;
+mod open;
+mod parquet;
+mod prune;
+mod text;
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use arrow::datatypes::SchemaRef;
+use async_trait::async_trait;
+use datafusion_expr::Expr;
+use futures::stream::BoxStream;
+use orbit_etl_core::{
+    Connector, ConnectorInfo, Context, Error, FilterPushdown, Health, Position, Pushdown, Replay, Result,
+    ScanRequest, Source, SourceEvent, Split, SplitChange, StreamInfo,
+};
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize, Serializer};
+
+use crate::format::{Compression, CsvOptions, Format};
+use crate::location::{Location, Storage, redact};
+use crate::schema::Columns;
+
+/// Runs whose schemas one source remembers at a time.
+const REMEMBERED_RUNS: usize = 8;
+
+/// Reads files of one format as one bounded stream.
+///
+/// The path is a file, a directory (searched to any depth; only files with the format's ending)
+/// or a glob, on the local disk or behind a URL. Names that begin with `_` or `.` are left out.
+/// Columns are matched by name, so files may have them in any order.
+///
+/// * **Schema.** Given by [`columns`](Self::columns), or found: in the first
+///   [`sample_rows`](Self::sample_rows) rows of the first [`sample_files`](Self::sample_files)
+///   files for CSV and JSON lines, in the headers of those files for the others. A later value
+///   that doesn't fit is a rejected record.
+/// * **Partition columns.** Directories `column=value` below the path become columns, after the
+///   others. Their type is that of `columns`, or else found from all values.
+/// * **Rejects.** A malformed CSV line, JSON record or Avro block becomes one reject with file,
+///   byte offset and line, and the reading goes on behind it. Columns that nobody asked for are
+///   not looked at.
+/// * **Position.** Exact: records passed in the split, for text also byte and line.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FilesSource {
+    #[serde(serialize_with = "without_secrets")]
+    path: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    format: Option<Format>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    compression: Option<Compression>,
+    #[serde(default)]
+    csv: CsvOptions,
+    #[serde(default)]
+    keep_empty: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    columns: Option<Columns>,
+    #[serde(default, skip_serializing)]
+    storage: Storage,
+    #[serde(default = "yes")]
+    partitions: bool,
+    #[serde(default)]
+    missing: Missing,
+    #[serde(default)]
+    extra: Extra,
+    #[serde(default)]
+    changed: Changed,
+    #[serde(default = "default_split_size")]
+    split_size: Option<u64>,
+    #[serde(default = "default_sample_files")]
+    sample_files: usize,
+    #[serde(default = "default_sample_rows")]
+    sample_rows: usize,
+    #[serde(default = "default_max_record")]
+    max_record: usize,
+    #[serde(skip)]
+    runs: Runs,
+}
+
+/// What to do about a file that lacks a column.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Missing {
+    /// The column is NULL in its rows.
+    #[default]
+    Null,
+    /// The run stops. (A key that lacks in a JSON record is always NULL.)
+    Error,
+}
+
+/// What to do about a column that the schema doesn't have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Extra {
+    /// It isn't read.
+    #[default]
+    Ignore,
+    /// The run stops; a JSON record with an extra key is rejected.
+    Error,
+}
+
+/// What to do about a file that is not what it was when it was listed or read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Changed {
+    /// The run stops.
+    #[default]
+    Error,
+    /// The whole file is read as a new one, so rows that were read from it before come again.
+    Reload,
+}
+
+impl FilesSource {
+    /// Files whose format is told by their names.
+    pub fn new(path: impl Into<String>) -> Self {
+        Self {
+            path: path.into(),
+            name: None,
+            format: None,
+            compression: None,
+            csv: CsvOptions::default(),
+            keep_empty: false,
+            columns: None,
+            storage: Storage::new(),
+            partitions: true,
+            missing: Missing::default(),
+            extra: Extra::default(),
+            changed: Changed::default(),
+            split_size: default_split_size(),
+            sample_files: default_sample_files(),
+            sample_rows: default_sample_rows(),
+            max_record: default_max_record(),
+            runs: Runs::default(),
+        }
+    }
+
+    /// CSV files.
+    pub fn csv(path: impl Into<String>) -> Self {
+        Self::new(path).format(Format::Csv)
+    }
+
+    /// JSON lines files.
+    pub fn json(path: impl Into<String>) -> Self {
+        Self::new(path).format(Format::Json)
+    }
+
+    /// Parquet files.
+    pub fn parquet(path: impl Into<String>) -> Self {
+        Self::new(path).format(Format::Parquet)
+    }
+
+    /// Avro object container files.
+    pub fn avro(path: impl Into<String>) -> Self {
+        Self::new(path).format(Format::Avro)
+    }
+
+    /// Arrow IPC files and streams.
+    pub fn arrow(path: impl Into<String>) -> Self {
+        Self::new(path).format(Format::Arrow)
+    }
+
+    /// Reads the files as this format, whatever their names are.
+    #[must_use]
+    pub fn format(mut self, format: Format) -> Self {
+        self.format = Some(format);
+        self
+    }
+
+    /// Decompresses CSV or JSON lines, whatever their names say.
+    #[must_use]
+    pub fn compression(mut self, compression: Compression) -> Self {
+        self.compression = Some(compression);
+        self
+    }
+
+    /// Names the stream; `files` unless given.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// How CSV is written there. An empty field is NULL unless `null` names another text; then
+    /// an empty field is an empty string, and malformed in columns that aren't text.
+    #[must_use]
+    pub fn csv_options(mut self, options: CsvOptions) -> Self {
+        self.csv = options;
+        self
+    }
+
+    /// Reads empty CSV fields of text columns as empty strings instead of NULL.
+    #[must_use]
+    pub fn keep_empty(mut self, keep: bool) -> Self {
+        self.keep_empty = keep;
+        self
+    }
+
+    /// Reads these columns instead of finding out. In a configuration: `columns: {id: int64, at:
+    /// "timestamp(us, UTC)"}`. Without a CSV header they stand for the fields in order.
+    #[must_use]
+    pub fn columns(mut self, schema: SchemaRef) -> Self {
+        self.columns = Some(Columns(schema));
+        self
+    }
+
+    /// An option of the object store: `region`, `endpoint`, `access_key_id` …; the others are
+    /// taken from the environment.
+    #[must_use]
+    pub fn storage(mut self, key: impl Into<String>, value: impl Into<SecretString>) -> Self {
+        self.storage.insert(key.into(), value.into());
+        self
+    }
+
+    /// Whether directories `column=value` are columns. On unless said otherwise.
+    #[must_use]
+    pub fn partitions(mut self, partitions: bool) -> Self {
+        self.partitions = partitions;
+        self
+    }
+
+    /// What to do about a file that lacks a column.
+    #[must_use]
+    pub fn missing(mut self, missing: Missing) -> Self {
+        self.missing = missing;
+        self
+    }
+
+    /// What to do about a column that the schema doesn't have.
+    #[must_use]
+    pub fn extra(mut self, extra: Extra) -> Self {
+        self.extra = extra;
+        self
+    }
+
+    /// What to do about a file that changed since it was read.
+    #[must_use]
+    pub fn changed(mut self, changed: Changed) -> Self {
+        self.changed = changed;
+        self
+    }
+
+    /// Splits larger files into parts of about this many bytes: uncompressed local CSV and JSON
+    /// lines between records, Parquet between row groups. 64 MiB unless given; `None` reads each
+    /// file as one.
+    #[must_use]
+    pub fn split_size(mut self, bytes: impl Into<Option<u64>>) -> Self {
+        self.split_size = bytes.into();
+        self
+    }
+
+    /// How many files are looked at for the schema; 10 unless given.
+    #[must_use]
+    pub fn sample_files(mut self, files: usize) -> Self {
+        self.sample_files = files;
+        self
+    }
+
+    /// How many rows of each of them are looked at; 10,000 unless given.
+    #[must_use]
+    pub fn sample_rows(mut self, rows: usize) -> Self {
+        self.sample_rows = rows;
+        self
+    }
+
+    /// The longest text record that is taken, in bytes; 64 MiB unless given.
+    #[must_use]
+    pub fn max_record(mut self, bytes: usize) -> Self {
+        self.max_record = bytes;
+        self
+    }
+
+    fn stream_name(&self) -> &str {
+        self.name.as_deref().unwrap_or("files")
+    }
+
+    fn location(&self) -> Result<Location> {
+        Location::parse(&self.path, &self.storage)
+    }
+
+    /// The format as far as the configuration tells it.
+    fn known_format(&self) -> Option<Format> {
+        self.format.or_else(|| Format::from_path(&self.path).map(|(format, _)| format))
+    }
+
+    /// How a file is compressed as a whole.
+    fn compression_of(&self, format: Format, file: &str) -> Compression {
+        if !format.is_text() {
+            return Compression::None;
+        }
+        self.compression.unwrap_or_else(|| {
+            // The format may be given while the name tells the compression alone: `data.gz`.
+            let ending = file.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
+            Compression::ALL
+                .into_iter()
+                .find(|c| c.suffix() == Some(ending.as_str()))
+                .unwrap_or(Compression::None)
+        })
+    }
+
+    /// What this run reads; found out once per run.
+    async fn resolved(&self, cx: &Context) -> Result<Arc<Resolved>> {
+        if let Some(known) = self.runs.get(cx.run_id()) {
+            return Ok(known);
+        }
+        let resolved = Arc::new(infer::resolve(self, cx).await?);
+        self.runs.put(cx.run_id(), Arc::clone(&resolved));
+        Ok(resolved)
+    }
+}
+
+#[async_trait]
+impl Connector for FilesSource {
+    fn info(&self) -> ConnectorInfo {
+        let format = self.known_format().map_or("files", Format::as_str);
+        ConnectorInfo::new("files", format!("{format} {}", redact(&self.path)))
+    }
+
+    fn validate(&self) -> Result<()> {
+        self.location()?;
+        self.csv.validate()?;
+        if let (Some(format), Some(compression)) = (self.known_format(), self.compression)
+            && !(format.is_text() && format.compressions().contains(&compression))
+        {
+            let remedy = if format.is_text() {
+                "use none, gzip, zstd or bzip2"
+            } else {
+                "leave it out: such files say themselves how they are compressed"
+            };
+            return Err(Error::config(format!(
+                "{format} files are not compressed as a whole by {compression}"
+            ))
+            .with("option", "compression")
+            .remedy(remedy));
+        }
+        for (option, value) in [
+            ("sample_files", self.sample_files),
+            ("sample_rows", self.sample_rows),
+            ("max_record", self.max_record),
+            ("split_size", self.split_size.map_or(1, |n| usize::try_from(n).unwrap_or(usize::MAX))),
+        ] {
+            if value == 0 {
+                return Err(Error::config("the option must be at least 1").with("option", option));
+            }
+        }
+        Ok(())
+    }
+
+    async fn health(&self, _cx: &Context) -> Result<Health> {
+        self.validate()?;
+        let begun = Instant::now();
+        let files = list::list(&self.location()?, self.known_format(), self.partitions).await?;
+        let bytes: u64 = files.iter().map(|f| f.size).sum();
+        Ok(Health { latency: begun.elapsed(), detail: format!("{} files, {bytes} bytes", files.len()) })
+    }
+
+    async fn discover(&self, cx: &Context) -> Result<Vec<StreamInfo>> {
+        self.streams(cx).await
+    }
+
+    async fn disconnect(&self, cx: &Context) -> Result<()> {
+        self.runs.forget(cx.run_id());
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Source for FilesSource {
+    async fn streams(&self, cx: &Context) -> Result<Vec<StreamInfo>> {
+        self.validate()?;
+        let resolved = self.resolved(cx).await?;
+        Ok(vec![StreamInfo::new(self.stream_name(), Arc::clone(&resolved.schema))])
+    }
+
+    fn replay(&self) -> Replay {
+        Replay::Exact
+    }
+
+    /// Comparisons of a column with a literal prune whole files by their partition values, and
+    /// parts of Parquet files by their statistics; the engine filters what comes.
+    fn pushdown(&self, wanted: &ScanRequest) -> Pushdown {
+        let prunes = self.partitions || !matches!(self.known_format(), Some(f) if f != Format::Parquet);
+        let answer = |filter: &Expr| {
+            if prunes && prune::understands(filter) {
+                FilterPushdown::Inexact
+            } else {
+                FilterPushdown::Unsupported
+            }
+        };
+        Pushdown { projection: true, filters: wanted.filters.iter().map(answer).collect() }
+    }
+
+    async fn splits(
+        &self,
+        cx: &Context,
+        after: Option<&Position>,
+    ) -> Result<BoxStream<'static, Result<SplitChange>>> {
+        self.validate()?;
+        enumerate::splits(self, cx, after).await
+    }
+
+    async fn open(
+        &self,
+        cx: &Context,
+        split: &Split,
+        after: Option<&Position>,
+        scan: &[ScanRequest],
+    ) -> Result<BoxStream<'static, Result<SourceEvent>>> {
+        let resolved = self.resolved(cx).await?;
+        open::open(self, cx, &resolved, split, after, scan.first()).await
+    }
+}
+
+/// What a run reads.
+#[derive(Debug)]
+pub(crate) struct Resolved {
+    pub(crate) format: Format,
+    /// The stream's columns, those of partitions last.
+    pub(crate) schema: SchemaRef,
+    /// The file, or the option, that the schema comes from.
+    pub(crate) reference: String,
+    pub(crate) missing: Missing,
+    pub(crate) extra: Extra,
+}
+
+/// What the latest runs read: every split of a run is opened with one schema.
+#[derive(Debug, Clone, Default)]
+struct Runs(Arc<Mutex<VecDeque<Run>>>);
+
+/// A run's id, and what it reads.
+type Run = (String, Arc<Resolved>);
+
+impl Runs {
+    fn get(&self, run: &str) -> Option<Arc<Resolved>> {
+        let runs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        runs.iter().find(|(id, _)| id == run).map(|(_, resolved)| Arc::clone(resolved))
+    }
+
+    fn put(&self, run: &str, resolved: Arc<Resolved>) {
+        let mut runs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if runs.len() == REMEMBERED_RUNS {
+            runs.pop_front();
+        }
+        runs.push_back((run.to_string(), resolved));
+    }
+
+    fn forget(&self, run: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|(id, _)| id != run);
+    }
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[allow(clippy::unnecessary_wraps)] // serde wants the field's type.
+fn default_split_size() -> Option<u64> {
+    Some(64 << 20)
+}
+
+fn default_sample_files() -> usize {
+    10
+}
+
+fn default_sample_rows() -> usize {
+    10_000
+}
+
+fn default_max_record() -> usize {
+    64 << 20
+}
+
+fn without_secrets<S: Serializer>(path: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&redact(path))
+}

@@ -1,0 +1,6 @@
+//! The files connector from outside.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod sink;
+mod source;

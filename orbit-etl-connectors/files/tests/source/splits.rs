@@ -1,0 +1,171 @@
+//! Parts of files: every row once, whatever stands in it.
+
+use std::fs;
+
+use arrow::array::{AsArray, RecordBatch};
+use datafusion_expr::{col, lit};
+use orbit_etl_connector_files::{Changed, FilesSource};
+use orbit_etl_core::{ErrorKind, FilterPushdown, ScanRequest, Source, StreamId};
+use proptest::prelude::*;
+use tempfile::tempdir;
+
+use super::formats::{sample, write_parquet};
+use super::{assert_exact, context, read, read_split, read_with, splits};
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+fn quote(text: &str, always: bool) -> String {
+    if always || text.contains([',', '"', '\n', '\r']) {
+        format!("\"{}\"", text.replace('"', "\"\""))
+    } else {
+        text.to_string()
+    }
+}
+
+fn rows_of(batches: &[RecordBatch]) -> Vec<Vec<Option<String>>> {
+    let mut rows = Vec::new();
+    for batch in batches {
+        for row in 0..batch.num_rows() {
+            let value = |c: &arrow::array::ArrayRef| {
+                let texts = c.as_string::<i32>();
+                arrow::array::Array::is_valid(texts, row).then(|| texts.value(row).to_string())
+            };
+            rows.push(batch.columns().iter().map(value).collect());
+        }
+    }
+    rows
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn parts_of_csv_hold_every_row_once(
+        rows in prop::collection::vec(("[aé,\"\n\r5]{0,8}", "[a€,\"\n]{1,6}", any::<bool>()), 0..60),
+        crlf: bool, end: bool, size in 5_u64..80,
+    ) {
+        let newline = if crlf { "\r\n" } else { "\n" };
+        let mut text = format!("first,second{newline}");
+        for (first, second, always) in &rows {
+            text.push_str(&format!("{},{}{newline}", quote(first, *always), quote(second, *always)));
+        }
+        if !end {
+            text.truncate(text.len() - newline.len());
+        }
+        let dir = tempdir().unwrap();
+        let path = dir.path().join("a.csv");
+        fs::write(&path, text).unwrap();
+        let schema = arrow::datatypes::Schema::new(vec![
+            arrow::datatypes::Field::new("first", arrow::datatypes::DataType::Utf8, true),
+            arrow::datatypes::Field::new("second", arrow::datatypes::DataType::Utf8, true),
+        ]);
+        let source = FilesSource::csv(path.to_str().unwrap()).columns(schema.into()).keep_empty(true);
+        let expected: Vec<Vec<Option<String>>> =
+            rows.iter().map(|(a, b, _)| vec![Some(a.clone()), Some(b.clone())]).collect();
+        runtime().block_on(async {
+            let whole = read(&source.clone().split_size(None)).await.unwrap();
+            assert_eq!(rows_of(&whole.batches), expected);
+            assert!(whole.rejects.is_empty());
+            let parts = source.split_size(size);
+            assert_eq!(rows_of(&read(&parts).await.unwrap().batches), expected);
+            assert_exact(&parts, 3).await;
+        });
+    }
+
+    #[test]
+    fn pruning_keeps_what_a_filter_wants(
+        low in 0i64..300, high in 0i64..300, rows_per_group in 20usize..120,
+    ) {
+        let dir = tempdir().unwrap();
+        let path = dir.path().join("a.parquet");
+        let batch = sample(300);
+        write_parquet(&path, &batch, rows_per_group);
+        let source = FilesSource::parquet(path.to_str().unwrap()).columns(batch.schema());
+        let filters = vec![col("id").gt_eq(lit(low)).and(col("id").lt(lit(high))), col("id").is_not_null()];
+        let scan = ScanRequest { filters, ..ScanRequest::all(StreamId(0), 16) };
+        assert_eq!(source.pushdown(&scan).filters, [FilterPushdown::Inexact; 2]);
+        runtime().block_on(async {
+            let cx = context();
+            let split = splits(&source, None).await.unwrap().0.remove(0);
+            let read = read_split(&source, &cx, &split, None, &scan).await.unwrap();
+            let ids = |batches: &[RecordBatch]| -> Vec<i64> {
+                batches.iter().flat_map(|b| b.column(0).as_primitive::<arrow::datatypes::Int64Type>().values().to_vec()).collect()
+            };
+            let found = ids(&read.batches);
+            let wanted: Vec<i64> = (low..high).collect();
+            assert!(wanted.iter().all(|id| found.contains(id)));
+            // Pages have ten rows: at most one of them too much at either end.
+            assert!(found.len() <= wanted.len() + 20, "{} rows for {}", found.len(), wanted.len());
+            assert_eq!(read.positions.last().map(|p| p.0.0["row"].clone()), Some(300.into()));
+            for (position, before, _) in &read.positions {
+                let rest = read_split(&source, &cx, &split, Some(position), &scan).await.unwrap();
+                assert_eq!(ids(&rest.batches), found[*before..].to_vec());
+            }
+        });
+    }
+}
+
+#[tokio::test]
+async fn json_lines_are_split_between_lines() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("a.json");
+    let text: String = (0..500).map(|i| format!("{{\"id\": {i}, \"text\": \"line\\n{i}\"}}\n")).collect();
+    fs::write(&path, text).unwrap();
+    let source = FilesSource::json(path.to_str().unwrap()).split_size(1_000_u64);
+    assert!(splits(&source, None).await.unwrap().0.len() > 5);
+    let found = read(&source).await.unwrap();
+    assert_eq!(found.rows(), 500);
+    assert!(found.rejects.is_empty());
+    assert_exact(&source, 7).await;
+}
+
+#[tokio::test]
+async fn enumeration_goes_on_where_it_was() {
+    let dir = tempdir().unwrap();
+    let text: String = (0..200).map(|i| format!("{i},\"a\nb\"\n")).collect();
+    let path = |name: &str| dir.path().join(name);
+    fs::write(path("a.csv"), format!("id,text\n{text}")).unwrap();
+    fs::write(path("b.csv"), "id,text\n1,x\n").unwrap();
+    let source = FilesSource::csv(dir.path().to_str().unwrap()).split_size(300_u64);
+
+    let changes: Vec<_> =
+        futures::TryStreamExt::try_collect(source.splits(&context(), None).await.unwrap()).await.unwrap();
+    let changes: Vec<orbit_etl_core::SplitChange> = changes;
+    let all: Vec<_> = changes.iter().flat_map(|c| c.added.clone()).collect();
+    assert!(changes.len() > 2 && all.len() > 4);
+    for (index, change) in changes.iter().enumerate() {
+        let rest = splits(&source, Some(&change.position)).await.unwrap().0;
+        let expected: Vec<_> = changes[index + 1..].iter().flat_map(|c| c.added.clone()).collect();
+        assert_eq!(rest, expected);
+    }
+
+    let last = &changes.last().unwrap().position;
+    fs::write(path("c.csv"), "id,text\n2,y\n").unwrap();
+    let new = splits(&source, Some(last)).await.unwrap().0;
+    assert_eq!(new.len(), 1);
+    assert!(new[0].id.as_str().contains("c.csv"));
+
+    fs::write(path("b.csv"), "id,text\n1,x\n2,changed\n").unwrap();
+    let error = splits(&source, Some(last)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict);
+    let reloading = source.changed(Changed::Reload);
+    assert_eq!(splits(&reloading, Some(last)).await.unwrap().0.len(), 2);
+    // What the old split named is gone, and comes with the new one.
+    let old = all.iter().find(|s| s.id.as_str().contains("b.csv")).unwrap();
+    let scan = ScanRequest::all(StreamId(0), 10);
+    assert_eq!(read_split(&reloading, &context(), old, None, &scan).await.unwrap().rows(), 0);
+}
+
+#[tokio::test]
+async fn parquet_is_split_between_row_groups() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("a.parquet");
+    let batch = sample(300);
+    write_parquet(&path, &batch, 50);
+    let source = FilesSource::parquet(path.to_str().unwrap()).columns(batch.schema()).split_size(1_u64);
+    assert_eq!(splits(&source, None).await.unwrap().0.len(), 6);
+    let found = read_with(&source, &ScanRequest::all(StreamId(0), 64)).await.unwrap();
+    assert_eq!(found.all(&batch.schema()), batch);
+}
