@@ -1,1 +1,19 @@
-//! Orbit ETL.
+//! Every connector of Orbit ETL behind one feature each.
+//!
+//! | feature and `type` | source | sink |
+//! |---|---|---|
+//! | `files` | CSV, JSON lines, Parquet, Avro, Arrow IPC; exact replay | the same formats; staged |
+
+#[cfg(feature = "files")]
+#[doc(inline)]
+pub use orbit_etl_connector_files as files;
+
+use orbit_etl_core::Registry;
+
+/// Registers every connector that this build has, and names the feature of those that it lacks.
+pub fn register_enabled(registry: &mut Registry) {
+    #[cfg(feature = "files")]
+    registry.add_source::<files::FilesSource>("files").add_sink::<files::FilesSink>("files");
+    #[cfg(not(feature = "files"))]
+    registry.add_absent("files", "files");
+}
