@@ -180,7 +180,8 @@ pub struct Lineage {
     pub id: String,
     /// The sink's node name: one lineage may write several targets, or one target twice.
     pub sink: String,
-    /// How many times the pipeline has begun to read its sources from the start; from 1.
+    /// How many times the pipeline has begun to read its sources from the start; from 1. As the log
+    /// has it: an atomic sink that keeps the checkpoints may know of a later one.
     pub generation: u64,
     /// The claim's number in the log: the fencing token. Higher is newer.
     pub claim: u64,

@@ -11,7 +11,7 @@ use arrow::array::{
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use crate::batch::row_bytes;
+use crate::batch::{compact, row_bytes};
 use crate::error::{Error, Result};
 use crate::event::{Payload, Reject};
 use crate::sink::Epoch;
@@ -166,20 +166,38 @@ impl DeadLetters {
         Self { way: Way::Fail, max_rows: u64::MAX, rejected: AtomicU64::new(0) }
     }
 
-    pub(crate) fn skip(max_rows: Option<u64>) -> Self {
-        Self { way: Way::Skip, max_rows: max_rows.unwrap_or(u64::MAX), rejected: AtomicU64::new(0) }
+    /// `before` is how many rows the run has rejected already.
+    pub(crate) fn skip(max_rows: Option<u64>, before: u64) -> Self {
+        Self { way: Way::Skip, max_rows: max_rows.unwrap_or(u64::MAX), rejected: AtomicU64::new(before) }
     }
 
-    /// The receivers are for even and odd epochs.
-    pub(crate) fn keep(max_rows: Option<u64>) -> (Self, [mpsc::UnboundedReceiver<Rejected>; 2]) {
+    /// As [`skip`](Self::skip). The receivers are for even and odd epochs.
+    pub(crate) fn keep(max_rows: Option<u64>, before: u64) -> (Self, [mpsc::UnboundedReceiver<Rejected>; 2]) {
         let queue = || {
             let (items, receiver) = mpsc::unbounded_channel();
             (Queue { items, credit: Arc::new(Semaphore::new(CREDIT)) }, receiver)
         };
         let ((even, from_even), (odd, from_odd)) = (queue(), queue());
         let max_rows = max_rows.unwrap_or(u64::MAX);
-        let letters = Self { way: Way::Keep([even, odd]), max_rows, rejected: AtomicU64::new(0) };
+        let letters = Self { way: Way::Keep([even, odd]), max_rows, rejected: AtomicU64::new(before) };
         (letters, [from_even, from_odd])
+    }
+
+    /// Counts a reject against the ceiling.
+    ///
+    /// # Errors
+    /// Rejects aren't tolerated, or no more of them.
+    pub(crate) fn count(&self, reject: &Reject) -> Result<()> {
+        if matches!(self.way, Way::Fail) {
+            return Err(as_error(reject));
+        }
+        let rows = self.rejected.fetch_add(reject.rows, Ordering::Relaxed) + reject.rows;
+        if rows > self.max_rows {
+            return Err(as_error(reject).with("rejected", rows).with("ceiling", self.max_rows).remedy(
+                "more rows were rejected than `on_error` allows; mend the data or raise the ceiling",
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -197,18 +215,11 @@ impl RejectPort {
         Self { node, epoch, letters }
     }
 
-    pub(crate) async fn reject(&self, reject: Reject) -> Result<()> {
-        if matches!(self.letters.way, Way::Fail) {
-            return Err(as_error(reject));
-        }
-        let rows = self.letters.rejected.fetch_add(reject.rows, Ordering::Relaxed) + reject.rows;
-        if rows > self.letters.max_rows {
-            return Err(as_error(reject)
-                .with("rejected", rows)
-                .with("ceiling", self.letters.max_rows)
-                .remedy(
-                    "more rows were rejected than `on_error` allows; mend the data or raise the ceiling",
-                ));
+    pub(crate) async fn reject(&self, mut reject: Reject) -> Result<()> {
+        self.letters.count(&reject)?;
+        // A row must not keep alive the batch that it is a slice of.
+        if let Payload::Rows(batch) = reject.payload {
+            reject.payload = Payload::Rows(compact(batch)?);
         }
         if let Way::Keep(queues) = &self.letters.way {
             let queue = &queues[(self.epoch % 2) as usize];
@@ -237,12 +248,12 @@ fn payload_bytes(payload: &Payload) -> usize {
     }
 }
 
-fn as_error(reject: Reject) -> Error {
-    let mut error = Error::new(reject.kind, reject.message).retryable(false);
-    if let Some(place) = reject.origin.place {
+fn as_error(reject: &Reject) -> Error {
+    let mut error = Error::new(reject.kind, &reject.message).retryable(false);
+    if let Some(place) = &reject.origin.place {
         error = error.with("place", place);
     }
-    if let Some(stream) = reject.origin.stream {
+    if let Some(stream) = &reject.origin.stream {
         error = error.with("stream", stream);
     }
     error.remedy("mend the data, or let `on_error` skip such rows or keep them as dead letters")

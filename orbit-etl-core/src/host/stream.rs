@@ -18,6 +18,8 @@ use crate::source::{Replay, ScanRequest, Source, Split, SplitChange};
 /// Reads a stream of the host's. It can be read once: no crash, restart or second run gives its rows
 /// back, so sinks behind it are promised at most once.
 pub struct StreamSource {
+    /// A checkpoint must not take another stream for this one.
+    id: String,
     schema: SchemaRef,
     stream: Arc<Mutex<Option<BoxStream<'static, Result<RecordBatch>>>>>,
     bounded: bool,
@@ -32,7 +34,12 @@ impl fmt::Debug for StreamSource {
 impl StreamSource {
     /// From a stream that ends.
     pub fn new(schema: SchemaRef, stream: impl Stream<Item = Result<RecordBatch>> + Send + 'static) -> Self {
-        Self { schema, stream: Arc::new(Mutex::new(Some(stream.boxed()))), bounded: true }
+        Self {
+            id: uuid::Uuid::now_v7().to_string(),
+            schema,
+            stream: Arc::new(Mutex::new(Some(stream.boxed()))),
+            bounded: true,
+        }
     }
 
     /// From a stream that may never end.
@@ -74,21 +81,26 @@ impl Source for StreamSource {
         _: &Context,
         after: Option<&Position>,
     ) -> Result<BoxStream<'static, Result<SplitChange>>> {
-        let told = after.is_some();
-        let mut split = Split::new("stream", json!({}));
+        let position = Position(json!({"told": self.id}));
+        let told = after == Some(&position);
+        let mut split = Split::new(self.id.as_str(), json!({}));
         split.bounded = self.bounded;
         let added = if told { Vec::new() } else { vec![split] };
-        let change = SplitChange { added, revoked: Vec::new(), position: json!({"told": true}).into() };
+        let change = SplitChange { added, revoked: Vec::new(), position };
         Ok(stream::iter([Ok(change)]).boxed())
     }
 
     async fn open(
         &self,
         _: &Context,
-        _: &Split,
+        split: &Split,
         after: Option<&Position>,
         _: &[ScanRequest],
     ) -> Result<BoxStream<'static, Result<SourceEvent>>> {
+        if split.id.as_str() != self.id {
+            // An older value's: what was left of it went with it.
+            return Ok(stream::iter([Ok(SourceEvent::Finished)]).boxed());
+        }
         let taken = self.stream.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(rows) = taken else {
             return Err(Error::unsupported("a stream of the host can be read only once")

@@ -94,7 +94,7 @@ fn explain_node(plan: &Plan, node: &PlanNode) -> ExplainedNode {
                 notes.push("needs its whole input".into());
             }
             if *spooled {
-                notes.push("inputs share a source: each is spooled".into());
+                notes.push("inputs could wait for one another: each is spooled".into());
             }
             if let Some(before) = fused {
                 notes.push(format!("runs in the task of {}", plan.nodes[*before].name));

@@ -59,7 +59,7 @@ pub(crate) enum Role {
         blocking: bool,
         /// The node whose operators run just before, in the same task.
         fused: Option<usize>,
-        /// Two inputs come from one source: neither may stand still for the other.
+        /// Inputs could wait for one another: none may stand still.
         spooled: bool,
     },
     Sink {
@@ -147,8 +147,7 @@ impl Plan {
     }
 
     fn check_bounds(&self) -> Result<()> {
-        let unbounded =
-            |inputs: &[Input]| inputs.iter().find(|i| !i.stream.bounded).map(|i| i.stream.name.clone());
+        let unbounded = |streams: &[StreamInfo]| streams.iter().find(|s| !s.bounded).map(|s| s.name.clone());
         if self.held
             && let Some(holder) = self.nodes.iter().find(|n| n.is_blocking())
             && let Some((_, source)) = self.sources().find(|(_, n)| n.outputs.iter().any(|s| !s.bounded))
@@ -162,8 +161,13 @@ impl Plan {
             .remedy("use a window, or give the bounded part a pipeline of its own"));
         }
         for (_, node) in self.sinks() {
+            let reads = if node.is_dead_letters() {
+                self.sources().find_map(|(_, s)| unbounded(&s.outputs))
+            } else {
+                unbounded(&node.streams())
+            };
             if let Role::Sink { publication: Publication::AtEnd, .. } = node.role
-                && let Some(stream) = unbounded(&node.inputs)
+                && let Some(stream) = reads
             {
                 return Err(Error::config(
                     "this sink publishes at the end of its input, but the input has none",
@@ -191,7 +195,7 @@ impl Plan {
                 }
                 _ => None,
             };
-            let shared = self.inputs_share_a_source(i);
+            let shared = self.inputs_can_wait_for_one_another(i);
             let node = &mut self.nodes[i];
             node.lanes = match &mut node.role {
                 Role::Source { .. } => parallelism,
@@ -210,16 +214,18 @@ impl Plan {
         }
     }
 
-    fn inputs_share_a_source(&self, node: usize) -> bool {
-        let mut seen = Vec::new();
-        for input in &self.nodes[node].inputs {
-            for origin in origins(&self.nodes, input.node) {
-                if seen.contains(&(origin, true)) {
-                    return true;
-                }
-                seen.push((origin, false));
+    /// Whether what flows into a node can be held up by a reader elsewhere: some node before it has
+    /// more readers than one. Then an input that isn't read could hold up one that is waited for, here or
+    /// in another node that reads in another order.
+    fn inputs_can_wait_for_one_another(&self, node: usize) -> bool {
+        let shared = |n: usize| self.nodes.iter().flat_map(|c| &c.inputs).filter(|i| i.node == n).count() > 1;
+        let mut before: Vec<usize> = self.nodes[node].inputs.iter().map(|i| i.node).collect();
+        let several = before.len() > 1;
+        while let Some(next) = before.pop() {
+            if several && shared(next) {
+                return true;
             }
-            seen.iter_mut().for_each(|s| s.1 = true);
+            before.extend(self.nodes[next].inputs.iter().map(|i| i.node));
         }
         false
     }
@@ -331,14 +337,35 @@ async fn plan_transform(transform: &Arc<dyn Transform>, inputs: Vec<Input>, cx: 
         return Err(Error::internal("the transform has no output"));
     }
     let blocking = transform.blocking(cx, &streams).await?;
+    let distribution = transform.distribution();
+    if let Distribution::Keyed(keys) = &distribution {
+        check_keys(keys, &streams)?;
+    }
     let role = Role::Transform {
         transform: Arc::clone(transform),
-        distribution: transform.distribution(),
+        distribution,
         blocking,
         fused: None,
         spooled: false,
     };
     Ok((transform.info(), role, inputs, outputs))
+}
+
+/// Equal keys must be equal bytes, in whichever input.
+fn check_keys(keys: &[String], streams: &[StreamInfo]) -> Result<()> {
+    for key in keys {
+        let mut types =
+            streams.iter().filter_map(|s| s.schema.field_with_name(key).ok()).map(|f| f.data_type());
+        if let Some(first) = types.next()
+            && let Some(other) = types.find(|t| *t != first)
+        {
+            return Err(Error::schema("a key has another type in each input")
+                .with("column", key)
+                .with("types", format!("{first}, {other}"))
+                .remedy("cast it to one type before this node"));
+        }
+    }
+    Ok(())
 }
 
 fn plan_sink(sink: &Arc<dyn Sink>, inputs: Vec<Input>) -> Result<Planned> {

@@ -235,7 +235,7 @@ async fn a_fan_out_that_meets_again_does_not_stand_still() {
         .unwrap();
     let plan = pipeline.explain().await.unwrap();
     assert!(plan.commits.starts_with("once, at the end: join"), "{}", plan.commits);
-    assert!(plan.to_string().contains("inputs share a source"), "{plan}");
+    assert!(plan.to_string().contains("inputs could wait for one another"), "{plan}");
     let report = soon(pipeline.run()).await.unwrap();
     assert_eq!(report.epochs, 1);
     assert_eq!(table.rows(), 4_000);

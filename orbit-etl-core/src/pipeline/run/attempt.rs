@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::control::Control;
 use super::epochs::{Epochs, Tally};
-use super::recover::{Sessions, open_sinks, recover};
+use super::recover::{Sessions, judge_fence, open_sinks, recover};
 use super::wire::Wiring;
 use crate::context::Context;
 use crate::error::{Error, Result, ResultExt};
@@ -23,12 +23,13 @@ pub(crate) async fn run(definition: Arc<Definition>, control: Control) -> Result
     let mut in_a_row = 0;
     loop {
         tally.since_restart = 0;
-        let ended = attempt(&definition, &control, &mut tally, started).await;
+        let ended = attempt(&definition, &control, &mut tally, started, restarts > 0).await;
         match ended {
             Ok((outcome, plan)) => return Ok(report(&definition, outcome, &plan, tally, restarts, started)),
             Err(error) if error.is_retryable() && !control.abort.is_cancelled() => {
                 in_a_row = if tally.since_restart > 0 { 1 } else { in_a_row + 1 };
                 let limits = definition.restart;
+                let error = error.with("pipeline", &definition.name);
                 if in_a_row > limits.max {
                     return Err(error.with("restarts", limits.max));
                 }
@@ -40,7 +41,7 @@ pub(crate) async fn run(definition: Arc<Definition>, control: Control) -> Result
                 );
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
-                    () = control.abort.cancelled() => return Err(error),
+                    () = control.abort.cancelled() => return Err(Error::cancelled().caused_by(error)),
                     () = control.stop.cancelled() => return Err(error),
                 }
             }
@@ -54,10 +55,14 @@ async fn attempt(
     control: &Control,
     tally: &mut Tally,
     started: Instant,
+    restarted: bool,
 ) -> Result<(Outcome, Plan)> {
     let cx = definition.context(control.abort.child_token())?;
-    definition.connect(&cx).await?;
-    let ended = attempt_connected(definition, control, &cx, tally, started).await;
+    if let Err(error) = definition.connect(&cx).await {
+        definition.disconnect(&cx).await;
+        return Err(error);
+    }
+    let ended = attempt_connected(definition, control, &cx, tally, started, restarted).await;
     definition.disconnect(&cx).await;
     ended
 }
@@ -68,13 +73,19 @@ async fn attempt_connected(
     cx: &Context,
     tally: &mut Tally,
     started: Instant,
+    restarted: bool,
 ) -> Result<(Outcome, Plan)> {
     let prepare = async {
         let plan = Plan::new(&definition.graph, &definition.plan_options(), cx).await?;
         let mut sessions = open_sinks(&plan, cx).await?;
         let log = definition.log()?;
-        let recovered = recover(&plan, &log, cx, &mut sessions).await?;
-        Ok::<_, Error>((plan, sessions, recovered))
+        match recover(&plan, &log, cx, &mut sessions, restarted).await {
+            Ok(recovered) => Ok((plan, sessions, recovered)),
+            Err(error) => {
+                close(&plan, sessions).await;
+                Err(error)
+            }
+        }
     };
     let (plan, mut sessions, recovered) = tokio::select! {
         biased;
@@ -89,8 +100,18 @@ async fn attempt_connected(
         on_error: &definition.on_error,
         edge_bytes: definition.edge_bytes,
         idle_after: definition.idle_after,
+        rejected: tally.counts.values().map(|c| c.rejected).sum(),
+        drained: recovered.state.complete,
     };
-    let wired = wiring.start(&mut sessions).await?;
+    let wired = match wiring.start(&mut sessions).await {
+        Ok(wired) => wired,
+        Err(error) => {
+            let mut recovered = recovered;
+            let error = judge_fence(error, &mut recovered.claim).await;
+            close(&plan, sessions).await;
+            return Err(error);
+        }
+    };
     let mut epochs = Epochs::new(
         &plan,
         cx,

@@ -33,36 +33,40 @@ impl Control {
 /// not committed is read again by the next run.
 #[derive(Debug)]
 pub struct Running {
-    control: Control,
+    stop: CancellationToken,
+    abort: CancellationToken,
+    /// The run alone holds the sender, so that looks end with it.
+    progress: watch::Receiver<Progress>,
     task: Option<JoinHandle<Result<RunReport>>>,
 }
 
 impl Running {
     pub(crate) fn new(control: Control, task: JoinHandle<Result<RunReport>>) -> Self {
-        Self { control, task: Some(task) }
+        let progress = control.progress.subscribe();
+        Self { stop: control.stop, abort: control.abort, progress, task: Some(task) }
     }
 
     /// Tells the run to commit what it has read and then to stop. Where a node needs its whole input,
     /// nothing can be committed early: the run just stops.
     pub fn stop(&self) {
-        self.control.stop.cancel();
+        self.stop.cancel();
     }
 
     /// Tells the run to stop at once. Awaiting it gives an error of kind
     /// [`Cancelled`](crate::ErrorKind::Cancelled).
     pub fn abort(&self) {
-        self.control.abort.cancel();
+        self.abort.cancel();
     }
 
     /// A way to stop the run from elsewhere, as [`Running::stop`] does.
     pub fn stop_token(&self) -> CancellationToken {
-        self.control.stop.clone()
+        self.stop.clone()
     }
 
     /// Looks at the run: about five a second and one for each epoch, until it ends. Looks that nobody
     /// took are skipped.
     pub fn progress(&self) -> impl Stream<Item = Progress> + Send + use<> {
-        let receiver = self.control.progress.subscribe();
+        let receiver = self.progress.clone();
         stream::unfold(receiver, |mut receiver| async move {
             receiver.changed().await.ok()?;
             let progress = receiver.borrow_and_update().clone();
@@ -93,7 +97,7 @@ impl IntoFuture for Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if self.task.is_some() {
-            self.control.abort.cancel();
+            self.abort.cancel();
         }
     }
 }

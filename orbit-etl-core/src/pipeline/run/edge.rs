@@ -19,6 +19,8 @@ pub(crate) enum Item {
     Schema { port: usize, schema: SchemaRef },
     /// The producer promises no earlier event time.
     Watermark(i64),
+    /// Until its next watermark the producer holds none back.
+    Idle,
     /// The producer has no more rows. Barriers still come.
     End,
     /// The epoch ends here.

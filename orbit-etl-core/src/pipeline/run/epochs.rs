@@ -1,6 +1,6 @@
 //! The coordinator: begins epochs, gathers what the tasks report, writes the checkpoint, commits.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::control::Control;
 use super::letters::Close;
+use super::reader::Order;
 use super::recover::{Recovered, Sessions, commit_staged};
 use super::report::Message;
 use super::wire::Wired;
@@ -16,15 +17,17 @@ use crate::checkpoint::{Claim, NodeCounts, Pending, State, is_undecided};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::event::{Position, Reject, SplitId};
-use crate::fault::{RejectPort, Rejected, failpoint};
+use crate::fault::{Rejected, failpoint};
 use crate::observe::{Outcome, Progress};
-use crate::pipeline::options::{Action, OnError};
+use crate::pipeline::options::OnError;
 use crate::pipeline::plan::{Plan, Role};
-use crate::sink::{CheckpointRecord, CommitMode, Committable, Discard, Epoch, Prepared};
+use crate::sink::{CheckpointRecord, CommitMode, Committable, Discard, Epoch, Prepared, Publication};
 use crate::transform::OperatorState;
 
 /// How often progress is told.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+/// What is asked for beyond this is as good as never.
+const LONGEST_EPOCH: Duration = Duration::from_secs(365 * 86_400);
 /// How often the answer of a checkpoint's write is asked for again before the run gives up.
 const APPEND_TRIES: u32 = 4;
 /// How many epochs pass between two collections of old log entries.
@@ -48,12 +51,17 @@ pub(crate) struct Epochs<'a> {
     sent: Epoch,
     carry: Vec<(usize, Reject)>,
     awaiting: Vec<(String, Epoch)>,
-    to_acknowledge: BTreeMap<usize, Vec<(SplitId, Position)>>,
+    to_acknowledge: Positions,
+    /// Positions of epochs whose commits had rejects.
+    waits_for_letters: Positions,
     ended_writers: usize,
     commit_wanted: Option<usize>,
     tally: &'a mut Tally,
     started: Instant,
 }
+
+/// The last position of each split, by source.
+type Positions = BTreeMap<usize, BTreeMap<SplitId, Position>>;
 
 /// What the run's epochs add up to; kept over restarts.
 #[derive(Debug, Default)]
@@ -89,6 +97,7 @@ impl<'a> Epochs<'a> {
         tally: &'a mut Tally,
         started: Instant,
     ) -> Self {
+        tally.totals.clone_from(&recovered.state.totals);
         let Recovered { claim, state, epoch, carry, awaiting } = recovered;
         Self {
             plan,
@@ -104,7 +113,8 @@ impl<'a> Epochs<'a> {
             sent: epoch,
             carry,
             awaiting,
-            to_acknowledge: BTreeMap::new(),
+            to_acknowledge: Positions::new(),
+            waits_for_letters: Positions::new(),
             ended_writers: 0,
             commit_wanted: None,
             tally,
@@ -114,18 +124,15 @@ impl<'a> Epochs<'a> {
 
     /// Runs epoch after epoch until the inputs end or the host stops the run.
     pub(crate) async fn run(&mut self) -> Result<Outcome> {
-        let every = self.every.max(Duration::from_millis(1));
+        self.acknowledge_recovered().await?;
+        let every = self.every.clamp(Duration::from_millis(1), LONGEST_EPOCH);
         let mut epochs = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
         epochs.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut progress = tokio::time::interval(PROGRESS_EVERY);
         progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             if self.ended_writers == self.wired.writers {
-                self.epoch(true).await?;
-                // Rejects of that commit become dead letters in a last, row-less epoch.
-                while !self.carry.is_empty() {
-                    self.epoch(true).await?;
-                }
+                self.last_epochs(true).await?;
                 self.claim.collect().await.unwrap_or_else(|e| warn_collect(&e));
                 return Ok(Outcome::Completed);
             }
@@ -136,7 +143,7 @@ impl<'a> Epochs<'a> {
                     )
                     .with("node", &self.plan.nodes[node].name));
                 }
-                self.epoch(false).await?;
+                self.epoch_unless_aborted(false, false).await?;
                 continue;
             }
             tokio::select! {
@@ -145,10 +152,7 @@ impl<'a> Epochs<'a> {
                 error = self.wired.tasks.failure() => return Err(error),
                 () = self.control.stop.cancelled() => {
                     if !self.plan.held {
-                        self.epoch(false).await?;
-                        while !self.carry.is_empty() {
-                            self.epoch(false).await?;
-                        }
+                        self.last_epochs(false).await?;
                     }
                     return Ok(Outcome::Stopped);
                 }
@@ -156,7 +160,7 @@ impl<'a> Epochs<'a> {
                     Some(message) => self.note(message),
                     None => return Err(Error::internal("all tasks are gone")),
                 },
-                _ = epochs.tick(), if !self.plan.held => self.epoch(false).await?,
+                _ = epochs.tick(), if !self.plan.held => self.epoch_unless_aborted(false, false).await?,
                 _ = progress.tick() => self.tell_progress(),
             }
         }
@@ -193,13 +197,34 @@ impl<'a> Epochs<'a> {
         }
     }
 
-    async fn epoch(&mut self, complete: bool) -> Result<()> {
+    /// After this no source reads on.
+    async fn last_epochs(&mut self, complete: bool) -> Result<()> {
+        self.epoch_unless_aborted(complete, true).await?;
+        // Rejects of that commit become dead letters in one more, row-less epoch.
+        while !self.carry.is_empty() {
+            self.epoch_unless_aborted(complete, true).await?;
+        }
+        Ok(())
+    }
+
+    /// A request that is under way when the host aborts the run may or may not take effect: the next
+    /// claim finds out.
+    async fn epoch_unless_aborted(&mut self, complete: bool, last: bool) -> Result<()> {
+        let abort = self.control.abort.clone();
+        tokio::select! {
+            biased;
+            () = abort.cancelled() => Err(Error::cancelled()),
+            ended = self.epoch(complete, last) => ended,
+        }
+    }
+
+    async fn epoch(&mut self, complete: bool, last: bool) -> Result<()> {
         let epoch = self.epoch + 1;
         self.epoch = epoch;
-        let mut gathered = self.gather(epoch).await?;
-        let letters = self.close_letters(epoch).await?;
+        let mut gathered = self.gather(epoch, last).await?;
+        let letters = self.close_letters(epoch, &mut gathered).await?;
         self.check_conservation(&gathered)?;
-        let mut next = self.next_state(epoch, complete, &gathered)?;
+        let mut next = self.next_state(epoch, complete, &mut gathered);
         self.check_share(&gathered)?;
         let mut staged = self.stage(epoch, &mut next, std::mem::take(&mut gathered.prepared), letters);
         if self.is_empty(&next, &staged) {
@@ -207,7 +232,9 @@ impl<'a> Epochs<'a> {
             return Ok(());
         }
         // This checkpoint holds the dead letters of those commits: they are done with it.
-        next.pending.retain(|p| !self.awaiting.contains(&(p.sink.clone(), p.epoch)));
+        let done =
+            |p: &Pending| self.awaiting.iter().any(|(sink, epoch)| *sink == p.sink && p.epoch <= *epoch);
+        next.pending.retain(|p| !done(p));
         let record = self.claim.encode(&next).await?;
         failpoint("before_checkpoint");
         // They are among this epoch's dead letters, or were only to be counted.
@@ -236,25 +263,36 @@ impl<'a> Epochs<'a> {
             self.carry.extend(rejects.into_iter().map(|r| (*i, r)));
         }
         for (node, reject) in &self.carry {
-            // It was counted as written.
-            let counts = self.tally.counts.entry(self.plan.nodes[*node].name.clone()).or_default();
-            counts.rejected += reject.rows;
-            counts.rows_out = counts.rows_out.saturating_sub(reject.rows);
+            let name = &self.plan.nodes[*node].name;
+            for counts in [&mut self.tally.counts, &mut self.state.totals] {
+                // It was counted as written.
+                let counts = counts.entry(name.clone()).or_default();
+                counts.rejected += reject.rows;
+                counts.rows_out = counts.rows_out.saturating_sub(reject.rows);
+            }
         }
-        self.after_commit(epoch).await
+        self.after_commit(epoch).await?;
+        self.count_carry()
+    }
+
+    /// Rejects of commits count against the ceiling as all others do.
+    fn count_carry(&self) -> Result<()> {
+        for (node, reject) in &self.carry {
+            self.wired.rejects.count(reject).with("node", &self.plan.nodes[*node].name)?;
+        }
+        Ok(())
     }
 
     /// Sends the barrier and waits until every task has reported.
-    async fn gather(&mut self, epoch: Epoch) -> Result<Gathered> {
+    async fn gather(&mut self, epoch: Epoch, last: bool) -> Result<Gathered> {
         for reader in &self.wired.barriers {
-            reader.send(epoch).map_err(|_| Error::cancelled())?;
+            reader.send(Order { epoch, last }).map_err(|_| Error::cancelled())?;
         }
         let mut gathered = Gathered::default();
         let mut progress = tokio::time::interval(PROGRESS_EVERY);
         while gathered.reports < self.wired.reporting {
             tokio::select! {
                 biased;
-                () = self.control.abort.cancelled() => return Err(Error::cancelled()),
                 error = self.wired.tasks.failure() => return Err(error),
                 message = self.wired.messages.recv() => match message {
                     Some(message) => self.gather_one(epoch, message, &mut gathered)?,
@@ -305,29 +343,26 @@ impl<'a> Epochs<'a> {
     }
 
     /// Lets the dead-letter sink prepare, now that every reject of the epoch has been handed over.
-    async fn close_letters(&mut self, epoch: Epoch) -> Result<Option<(Prepared, u64)>> {
-        let Some(letters) = self.wired.letters.clone() else {
-            if let (Action::Fail, Some((node, reject))) = (&self.on_error.action, self.carry.first()) {
-                let node = &self.plan.nodes[*node].name;
-                let port =
-                    RejectPort::new(node.as_str().into(), epoch, Arc::new(crate::fault::DeadLetters::fail()));
-                port.reject(reject.clone()).await.with("node", node)?;
-            }
-            return Ok(None);
-        };
+    async fn close_letters(&mut self, epoch: Epoch, gathered: &mut Gathered) -> Result<Option<Prepared>> {
+        let Some(letters) = self.wired.letters.clone() else { return Ok(None) };
         let name = |node: usize| Arc::from(self.plan.nodes[node].name.as_str());
         let also = self.carry.iter().map(|(node, r)| Rejected::new(name(*node), r.clone())).collect();
-        let (done, prepared) = oneshot::channel();
+        let (done, closed) = oneshot::channel();
         letters.send(Close { epoch, also, done }).await.map_err(|_| Error::cancelled())?;
-        tokio::select! {
+        let (prepared, rows) = tokio::select! {
             biased;
-            () = self.control.abort.cancelled() => Err(Error::cancelled()),
-            error = self.wired.tasks.failure() => Err(error),
-            prepared = prepared => prepared.map(Some).map_err(|_| Error::cancelled()),
+            error = self.wired.tasks.failure() => return Err(error),
+            closed = closed => closed.map_err(|_| Error::cancelled())?,
+        };
+        if let Some(node) = self.plan.nodes.iter().position(|n| n.is_dead_letters()) {
+            let bytes = prepared.bytes;
+            let counts = NodeCounts { rows_in: rows, rows_out: rows, bytes, ..NodeCounts::default() };
+            gathered.counts.insert(node, counts);
         }
+        Ok(Some(prepared))
     }
 
-    fn next_state(&self, epoch: Epoch, complete: bool, gathered: &Gathered) -> Result<State> {
+    fn next_state(&self, epoch: Epoch, complete: bool, gathered: &mut Gathered) -> State {
         let mut next = self.state.clone();
         next.epoch = epoch;
         next.complete = complete;
@@ -335,15 +370,15 @@ impl<'a> Epochs<'a> {
             next.sources.insert(self.plan.nodes[*node].name.clone(), splits.snapshot());
         }
         for (i, node) in self.plan.nodes.iter().enumerate() {
-            match gathered.operators.get(&i) {
-                Some(state) => next.operators.insert(node.name.clone(), state.clone()),
+            match gathered.operators.remove(&i) {
+                Some(state) => next.operators.insert(node.name.clone(), state),
                 None => next.operators.remove(&node.name),
             };
             if let Some(counts) = gathered.counts.get(&i) {
                 *next.totals.entry(node.name.clone()).or_default() += *counts;
             }
         }
-        Ok(next)
+        next
     }
 
     /// Puts what was prepared where it belongs: committables of staged sinks into the checkpoint, those
@@ -353,24 +388,25 @@ impl<'a> Epochs<'a> {
         epoch: Epoch,
         next: &mut State,
         prepared: BTreeMap<(usize, usize), Prepared>,
-        letters: Option<(Prepared, u64)>,
+        letters: Option<Prepared>,
     ) -> BTreeMap<usize, Vec<Committable>> {
         let mut by_sink: BTreeMap<usize, Vec<Committable>> = BTreeMap::new();
+        if next.complete && !self.state.complete {
+            // What publishes at the end does so even if there is nothing: it replaces what was there.
+            by_sink.extend(self.plan.sinks().map(|(i, _)| (i, Vec::new())));
+        }
         for ((node, _), prepared) in prepared {
             by_sink.entry(node).or_default().extend(prepared.committables);
         }
-        if let Some((prepared, rows)) = letters
+        if let Some(prepared) = letters
             && let Some(node) = self.plan.nodes.iter().position(|n| n.is_dead_letters())
         {
-            let counts =
-                NodeCounts { rows_in: rows, rows_out: rows, bytes: prepared.bytes, ..NodeCounts::default() };
-            *next.totals.entry(self.plan.nodes[node].name.clone()).or_default() += counts;
-            *self.tally.counts.entry(self.plan.nodes[node].name.clone()).or_default() += counts;
             by_sink.entry(node).or_default().extend(prepared.committables);
         }
         by_sink.retain(|node, committables| {
-            let Role::Sink { mode, .. } = self.plan.nodes[*node].role else { return false };
-            if mode == CommitMode::Staged && !committables.is_empty() {
+            let Role::Sink { mode, publication, .. } = self.plan.nodes[*node].role else { return false };
+            let ends = publication == Publication::AtEnd && next.complete && !self.state.complete;
+            if mode == CommitMode::Staged && (ends || !committables.is_empty()) {
                 next.pending.push(Pending {
                     sink: self.plan.nodes[*node].name.clone(),
                     epoch,
@@ -440,19 +476,17 @@ impl<'a> Epochs<'a> {
         self.tally.totals.clone_from(&self.state.totals);
         self.tally.epochs += 1;
         self.tally.since_restart += 1;
-        if self.carry.is_empty() {
-            failpoint("before_acknowledge");
-            for (node, positions) in std::mem::take(&mut self.to_acknowledge) {
-                let planned = &self.plan.nodes[node];
-                if let Role::Source { source, .. } = &planned.role
-                    && !positions.is_empty()
-                {
-                    let cx = self.cx.for_node(&planned.name);
-                    source.acknowledge(&cx, &newest(positions)).await.with("node", &planned.name)?;
-                }
-            }
-            failpoint("after_acknowledge");
+        // Those of an epoch whose commit had rejects wait for the epoch that holds their dead letters,
+        // which is this one for those that waited.
+        let mut due = std::mem::take(&mut self.waits_for_letters);
+        let these = std::mem::take(&mut self.to_acknowledge);
+        let add_to = if self.carry.is_empty() { &mut due } else { &mut self.waits_for_letters };
+        for (node, positions) in these {
+            add_to.entry(node).or_default().extend(positions);
         }
+        failpoint("before_acknowledge");
+        self.acknowledge(due).await?;
+        failpoint("after_acknowledge");
         for splits in self.wired.splits.values() {
             splits.committed();
         }
@@ -462,6 +496,38 @@ impl<'a> Epochs<'a> {
             self.claim.collect().await.unwrap_or_else(|e| warn_collect(&e));
         }
         Ok(())
+    }
+
+    async fn acknowledge(&mut self, due: Positions) -> Result<()> {
+        for (node, positions) in due {
+            let planned = &self.plan.nodes[node];
+            if let Role::Source { source, .. } = &planned.role
+                && !positions.is_empty()
+            {
+                let cx = self.cx.for_node(&planned.name);
+                let positions: Vec<_> = positions.into_iter().collect();
+                source.acknowledge(&cx, &positions).await.with("node", &planned.name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The run before may have died between a commit and its acknowledgement.
+    async fn acknowledge_recovered(&mut self) -> Result<()> {
+        self.count_carry()?;
+        let mut known = Positions::new();
+        for (node, planned) in self.plan.sources() {
+            let state = self.state.sources.get(&planned.name);
+            let splits = state.into_iter().flat_map(|s| &s.splits);
+            let positions = splits.filter_map(|s| Some((s.split.id.clone(), s.position.clone()?)));
+            known.insert(node, positions.collect());
+        }
+        if self.carry.is_empty() {
+            self.acknowledge(known).await
+        } else {
+            self.waits_for_letters = known;
+            Ok(())
+        }
     }
 
     /// Rows don't vanish: a node that maps rows one by one accounts for each, and an only reader has
@@ -526,14 +592,6 @@ impl<'a> Epochs<'a> {
             elapsed: self.started.elapsed(),
         });
     }
-}
-
-/// The last position of each split.
-fn newest(positions: Vec<(SplitId, Position)>) -> Vec<(SplitId, Position)> {
-    let mut seen = BTreeSet::new();
-    let mut newest: Vec<_> = positions.into_iter().rev().filter(|(id, _)| seen.insert(id.clone())).collect();
-    newest.reverse();
-    newest
 }
 
 fn warn_collect(error: &Error) {

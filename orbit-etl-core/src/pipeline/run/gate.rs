@@ -46,12 +46,13 @@ struct Input {
     /// At the barrier; what follows belongs to the next epoch and waits.
     aligned: bool,
     ended: bool,
+    idle: bool,
     watermark: i64,
 }
 
 impl Gate {
     pub(crate) fn new(edges: Vec<Receiver>) -> Self {
-        let input = |edge| Input { edge, aligned: false, ended: false, watermark: i64::MIN };
+        let input = |edge| Input { edge, aligned: false, ended: false, idle: false, watermark: i64::MIN };
         Self {
             inputs: edges.into_iter().map(input).collect(),
             next: 0,
@@ -97,6 +98,11 @@ impl Gate {
             Item::Schema { port, schema } => Some(Event::Schema { port, schema }),
             Item::Watermark(at) => {
                 self.inputs[i].watermark = at;
+                self.inputs[i].idle = false;
+                self.merge_watermarks()
+            }
+            Item::Idle => {
+                self.inputs[i].idle = true;
                 self.merge_watermarks()
             }
             Item::End => {
@@ -124,7 +130,7 @@ impl Gate {
     }
 
     fn merge_watermarks(&mut self) -> Option<Event> {
-        let lowest = self.inputs.iter().filter(|i| !i.ended).map(|i| i.watermark).min()?;
+        let lowest = self.inputs.iter().filter(|i| !i.ended && !i.idle).map(|i| i.watermark).min()?;
         if lowest > self.watermark {
             self.watermark = lowest;
             Some(Event::Watermark(lowest))
@@ -162,6 +168,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_idle_input_holds_nobody_back_until_it_speaks_again() {
+        let (a, from_a) = edge(1 << 20);
+        let (b, from_b) = edge(1 << 20);
+        let mut gate = Gate::new(vec![from_a, from_b]);
+        a.send(Item::Watermark(10)).await.unwrap();
+        assert!(gate.next().now_or_never().is_none());
+        b.send(Item::Idle).await.unwrap();
+        assert!(matches!(gate.next().await.unwrap(), Event::Watermark(10)));
+        b.send(Item::Watermark(12)).await.unwrap();
+        a.send(Item::Watermark(20)).await.unwrap();
+        assert!(matches!(gate.next().await.unwrap(), Event::Watermark(12)));
+    }
+
+    #[tokio::test]
     async fn watermarks_are_the_lowest_and_ends_come_once() {
         let (a, from_a) = edge(1 << 20);
         let (b, from_b) = edge(1 << 20);
@@ -175,6 +195,8 @@ mod tests {
             matches!(gate.next().await.unwrap(), Event::Watermark(10)),
             "an ended input holds nobody back"
         );
+        a.send(Item::Watermark(20)).await.unwrap();
+        assert!(matches!(gate.next().await.unwrap(), Event::Watermark(20)));
         a.send(Item::End).await.unwrap();
         assert!(matches!(gate.next().await.unwrap(), Event::End));
         a.send(Item::Barrier(3)).await.unwrap();

@@ -49,7 +49,12 @@ impl Letters {
                             rows += write(&mut self.writer, &mut waiting).await?;
                         }
                     }
-                    waiting.extend(also);
+                    for rejected in also {
+                        waiting.push(rejected);
+                        if waiting.len() == BATCH {
+                            rows += write(&mut self.writer, &mut waiting).await?;
+                        }
+                    }
                     rows += write(&mut self.writer, &mut waiting).await?;
                     let prepared = self.writer.prepare(epoch).await?;
                     self.epoch = epoch + 1;

@@ -11,6 +11,7 @@ use arrow::datatypes::SchemaRef;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 
 use super::report::Message;
 use super::router::Router;
@@ -24,6 +25,9 @@ use crate::observe::Counter;
 use crate::sink::Epoch;
 use crate::source::{ScanRequest, Source, Split};
 
+/// How seldom a lane may look whether a split has become idle.
+const LONGEST_IDLE: Duration = Duration::from_secs(3_600);
+
 /// What a lane of a source works with.
 #[derive(Debug)]
 pub(crate) struct Reader {
@@ -32,16 +36,26 @@ pub(crate) struct Reader {
     pub(crate) source: Arc<dyn Source>,
     pub(crate) cx: Context,
     pub(crate) scan: Arc<[ScanRequest]>,
+    /// The streams' names, for rejects.
+    pub(crate) streams: Arc<[String]>,
     /// The schema of each stream as it goes on, narrowed.
     pub(crate) schemas: Vec<SchemaRef>,
     pub(crate) splits: Arc<Splits>,
-    pub(crate) barriers: mpsc::UnboundedReceiver<Epoch>,
+    pub(crate) barriers: mpsc::UnboundedReceiver<Order>,
     pub(crate) router: Router,
     pub(crate) rejects: RejectPort,
     pub(crate) counter: Counter,
     pub(crate) coordinator: mpsc::UnboundedSender<Message>,
     /// After this long without an event a split stops holding watermarks back.
     pub(crate) idle_after: Duration,
+}
+
+/// What the coordinator tells a lane: to end an epoch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Order {
+    pub(crate) epoch: Epoch,
+    /// Nothing is read after it.
+    pub(crate) last: bool,
 }
 
 /// A split that the lane has open.
@@ -53,8 +67,21 @@ struct OpenSplit {
     /// Whether that position is where the split stands: not inside a unit that must not be cut.
     whole: bool,
     revoked: bool,
-    watermark: i64,
+    /// By stream, those that have one.
+    watermarks: BTreeMap<StreamId, i64>,
     heard: Instant,
+}
+
+/// What a lane has said of event time.
+struct Told {
+    watermark: i64,
+    idle: bool,
+}
+
+impl Default for Told {
+    fn default() -> Self {
+        Self { watermark: i64::MIN, idle: false }
+    }
 }
 
 /// What a lane has to report of a split at the next barrier.
@@ -69,53 +96,75 @@ impl Reader {
     /// Runs until the coordinator goes.
     pub(crate) async fn run(mut self) -> Result<()> {
         let mut changed = self.splits.subscribe();
+        changed.mark_changed();
         let mut open: Vec<OpenSplit> = Vec::new();
         let mut touched: BTreeMap<SplitId, Touched> = BTreeMap::new();
-        let mut pending: Option<Epoch> = None;
-        let mut ended = false;
+        let mut pending: Option<Order> = None;
+        let (mut stopped, mut ended) = (false, false);
         let mut next = 0;
-        let mut watermark = i64::MIN;
+        let mut told = Told::default();
+        let mut idle = tokio::time::interval(self.idle_after.clamp(Duration::from_millis(1), LONGEST_IDLE));
+        idle.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            if pending.is_none() {
-                changed.mark_unchanged();
-                let work = self.splits.work(self.lane, !open.iter().any(|o| o.split.bounded));
-                for id in work.revoke {
-                    open.iter_mut().filter(|o| o.split.id == id).for_each(|o| o.revoked = true);
-                }
-                for (split, after) in work.open {
-                    open.push(self.open(split, after).await?);
-                }
-                self.drop_revoked(&mut open, &mut touched);
-                if work.exhausted && open.is_empty() && !ended {
-                    ended = true;
-                    self.router.end().await?;
-                }
-                if work.stuck && open.is_empty() {
-                    self.tell(Message::CommitWanted { node: self.node })?;
-                }
-            }
-            if let Some(epoch) = pending
+            if let Some(order) = pending
                 && open.iter().all(|o| o.whole)
             {
                 pending = None;
-                self.barrier(epoch, &mut touched).await?;
+                stopped |= order.last;
+                self.barrier(order.epoch, &mut touched).await?;
                 continue;
             }
             tokio::select! {
                 biased;
-                barrier = self.barriers.recv(), if pending.is_none() => match barrier {
-                    Some(epoch) => pending = Some(epoch),
+                order = self.barriers.recv(), if pending.is_none() => match order {
+                    Some(order) => pending = Some(order),
                     None => return Ok(()),
                 },
-                (i, event) = poll_fn(|cx| poll_open(&mut open, &mut next, pending.is_some(), cx)) => {
-                    self.handle(i, event, &mut open, &mut touched).await?;
-                    let lively = open.iter().filter(|o| o.heard.elapsed() < self.idle_after);
-                    let lowest = lively.map(|o| o.watermark).min();
-                    self.send_watermark(lowest, &mut watermark).await?;
+                _ = changed.changed(), if pending.is_none() && !stopped => {
+                    self.take_work(&mut open, &mut touched, &mut ended).await?;
+                    self.tell_watermark(self.lowest(&open), &mut told).await?;
                 }
-                _ = changed.changed(), if pending.is_none() => {}
+                (i, event) = poll_fn(|cx| poll_open(&mut open, &mut next, pending.is_some(), cx)),
+                    if !stopped =>
+                {
+                    let timed = matches!(event, Some(Ok(SourceEvent::Watermark { .. } | SourceEvent::Finished)));
+                    let before = open.len();
+                    self.handle(i, event, &mut open, &mut touched).await?;
+                    if open.len() < before {
+                        changed.mark_changed();
+                    }
+                    if timed || told.idle {
+                        self.tell_watermark(self.lowest(&open), &mut told).await?;
+                    }
+                }
+                _ = idle.tick(), if !stopped => self.tell_watermark(self.lowest(&open), &mut told).await?,
             }
         }
+    }
+
+    /// Opens what is this lane's to read and lets go of what no longer is.
+    async fn take_work(
+        &mut self,
+        open: &mut Vec<OpenSplit>,
+        touched: &mut BTreeMap<SplitId, Touched>,
+        ended: &mut bool,
+    ) -> Result<()> {
+        let work = self.splits.work(self.lane, !open.iter().any(|o| o.split.bounded));
+        for id in work.revoke {
+            open.iter_mut().filter(|o| o.split.id == id).for_each(|o| o.revoked = true);
+        }
+        for (split, after) in work.open {
+            open.push(self.open(split, after).await?);
+        }
+        self.drop_revoked(open, touched);
+        if work.exhausted && open.is_empty() && !*ended {
+            *ended = true;
+            self.router.end().await?;
+        }
+        if work.stuck && open.is_empty() {
+            self.tell(Message::CommitWanted { node: self.node })?;
+        }
+        Ok(())
     }
 
     async fn open(&self, split: Split, after: Option<Position>) -> Result<OpenSplit> {
@@ -127,7 +176,7 @@ impl Reader {
             position: after,
             whole: true,
             revoked: false,
-            watermark: i64::MIN,
+            watermarks: BTreeMap::new(),
             heard: Instant::now(),
         })
     }
@@ -156,6 +205,9 @@ impl Reader {
                     self.counter.rows_in(reject.rows);
                     self.counter.rejected(reject.rows);
                     reject.origin.split.get_or_insert_with(|| split.clone());
+                    if let [only] = &*self.streams {
+                        reject.origin.stream.get_or_insert_with(|| only.clone());
+                    }
                     self.rejects.reject(reject).await?;
                 }
             }
@@ -165,7 +217,10 @@ impl Reader {
                 }
                 self.router.schema(stream.0, &schema).await?;
             }
-            SourceEvent::Watermark { micros, .. } => now.watermark = now.watermark.max(micros),
+            SourceEvent::Watermark { stream, micros } => {
+                let known = now.watermarks.entry(stream).or_insert(micros);
+                *known = micros.max(*known);
+            }
             SourceEvent::Progress(position) => now.moved(Some(position), touched),
             SourceEvent::Finished => {
                 let done = open.swap_remove(i);
@@ -177,7 +232,9 @@ impl Reader {
                 self.splits.closed(self.lane, &done.split);
             }
         }
-        self.drop_revoked(open, touched);
+        if open.iter().any(|o| o.revoked) {
+            self.drop_revoked(open, touched);
+        }
         Ok(())
     }
 
@@ -217,15 +274,27 @@ impl Reader {
         });
     }
 
-    /// Tells the lowest watermark of all splits that are not idle, when it has risen.
-    async fn send_watermark(&mut self, lowest: Option<i64>, sent: &mut i64) -> Result<()> {
+    /// Tells the lowest watermark of all splits that are not idle when it has risen, and that the lane
+    /// is idle when there is no such split.
+    async fn tell_watermark(&mut self, lowest: Option<i64>, told: &mut Told) -> Result<()> {
         match lowest {
-            Some(lowest) if lowest > *sent => {
-                *sent = lowest;
-                self.router.watermark(lowest).await
+            None if told.idle => Ok(()),
+            None => {
+                told.idle = true;
+                self.router.idle().await
             }
-            _ => Ok(()),
+            Some(lowest) if lowest > told.watermark || told.idle => {
+                *told = Told { watermark: told.watermark.max(lowest), idle: false };
+                self.router.watermark(told.watermark).await
+            }
+            Some(_) => Ok(()),
         }
+    }
+
+    /// The lowest watermark of the splits that are not idle; `None` if all are.
+    fn lowest(&self, open: &[OpenSplit]) -> Option<i64> {
+        let lively = open.iter().filter(|o| o.heard.elapsed() < self.idle_after);
+        lively.map(|o| o.watermarks.values().min().copied().unwrap_or(i64::MIN)).min()
     }
 
     async fn barrier(&mut self, epoch: Epoch, touched: &mut BTreeMap<SplitId, Touched>) -> Result<()> {

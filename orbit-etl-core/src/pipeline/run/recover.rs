@@ -10,7 +10,7 @@ use crate::fault::failpoint;
 use crate::pipeline::options::Again;
 use crate::pipeline::plan::{Plan, Role};
 use crate::sink::{
-    CheckpointRecord, CommitMode, Committed, Discard, Epoch, Lineage, Publication, SinkSession,
+    CheckpointRecord, CommitMode, Committable, Committed, Discard, Epoch, Lineage, Publication, SinkSession,
 };
 
 /// The sessions of all sinks, by node.
@@ -42,29 +42,34 @@ pub(crate) async fn open_sinks(plan: &Plan, cx: &Context) -> Result<Sessions> {
 }
 
 /// Claims the log and every sink, commits what is pending, discards what older runs left.
+///
+/// `restarted` says that an earlier attempt of the same run failed: a generation that it has completed
+/// is not followed by another one.
 pub(crate) async fn recover(
     plan: &Plan,
     log: &Log,
     cx: &Context,
     sessions: &mut Sessions,
+    restarted: bool,
 ) -> Result<Recovered> {
     failpoint("before_claim");
     let mut claim = log.claim(cx.run_id(), cx.pipeline()).await?;
     failpoint("after_claim");
-    match recover_claimed(plan, &mut claim, cx, sessions).await {
+    match recover_claimed(plan, &mut claim, cx, sessions, restarted).await {
         Ok((state, epoch, carry, awaiting)) => Ok(Recovered { claim, state, epoch, carry, awaiting }),
         Err(error) => Err(judge_fence(error, &mut claim).await),
     }
 }
 
-/// A target that refuses a run which the log knows as the newest means a passing thing: the run may
-/// claim again. Marked by being retryable.
+/// Whatever a run failed with: if the log shows a newer run, that is the reason, and the run is over. A
+/// target that refuses a run which the log knows as the newest means a passing thing: the run may claim
+/// again. Marked by being retryable.
 pub(crate) async fn judge_fence(error: Error, claim: &mut Claim) -> Error {
-    if error.kind() != ErrorKind::Fenced {
-        return error;
+    match claim.still_newest().await {
+        Err(fenced) if fenced.kind() == ErrorKind::Fenced => fenced.retryable(false).caused_by(error),
+        Ok(()) if error.kind() == ErrorKind::Fenced => error.retryable(true),
+        _ => error,
     }
-    let newest = claim.still_newest().await.is_ok();
-    error.retryable(newest)
 }
 
 type Claimed = (State, Epoch, Vec<(usize, Reject)>, Vec<(String, Epoch)>);
@@ -74,25 +79,20 @@ async fn recover_claimed(
     claim: &mut Claim,
     cx: &Context,
     sessions: &mut Sessions,
+    restarted: bool,
 ) -> Result<Claimed> {
     check_pending_sinks(plan, claim.state())?;
     let committed = claim_sinks(plan, claim, cx, sessions).await?;
     failpoint("after_sink_claims");
-    let mut carry = Vec::new();
-    if let Some(name) = claim.state().checkpoint_in.clone() {
-        let found = committed.iter().find(|(i, _)| plan.nodes[**i].name == name);
-        let Some((i, known)) = found else {
-            return Err(Error::config(
-                "the newest checkpoint is kept by a sink that is not part of the pipeline",
-            )
-            .with("sink", name)
-            .remedy("put the sink back under that name, or begin with a new state directory"));
-        };
-        if let Some(record) = &known.checkpoint {
-            claim.adopt(record).await.with("node", &name)?;
-        }
-        carry.extend(known.rejects.iter().map(|r| (*i, r.clone())));
-    }
+    adopt_newest(plan, claim, &committed).await?;
+    // The older run's own sinks: what is pending in them must not be forgotten.
+    check_pending_sinks(plan, claim.state())?;
+    let atomic = |i: usize| matches!(plan.nodes[i].role, Role::Sink { mode: CommitMode::Atomic, .. });
+    let mut carry: Vec<_> = committed
+        .iter()
+        .filter(|(i, _)| atomic(**i))
+        .flat_map(|(i, known)| known.rejects.iter().map(|r| (*i, r.clone())))
+        .collect();
     claim.still_newest().await?;
     let mut state = claim.state().clone();
     let mut epoch = state.epoch;
@@ -104,10 +104,30 @@ async fn recover_claimed(
     let rejects = commit_pending(plan, &mut state, sessions, &mut awaiting).await?;
     carry.extend(rejects);
     discard_older(plan, claim.number(), &state, sessions).await;
-    begin_generation(plan, &mut state);
+    begin_generation(plan, &mut state, restarted);
     remember_sinks(plan, &mut state);
     name_keeper(plan, claim, &mut state).await?;
     Ok((state, epoch, carry, awaiting))
+}
+
+/// Goes on from the atomic sink's checkpoint, if it has one that is newer than the log's.
+async fn adopt_newest(plan: &Plan, claim: &mut Claim, committed: &BTreeMap<usize, Committed>) -> Result<()> {
+    let Some(name) = claim.state().checkpoint_in.clone() else { return Ok(()) };
+    let Some((keeper, _)) = plan.sinks().find(|(_, n)| n.name == name) else {
+        return Err(Error::config(
+            "the newest checkpoint is kept by a sink that is not part of the pipeline",
+        )
+        .with("sink", name)
+        .remedy("put the sink back under that name, or begin with a new state directory"));
+    };
+    // A sink that was named and then never committed to knows nothing.
+    if let Some(Committed { checkpoint: Some(record), lineage, .. }) = committed.get(&keeper)
+        && lineage == &claim.state().lineage
+        && record.epoch > claim.state().epoch
+    {
+        claim.adopt(record).await.with("node", &name)?;
+    }
+    Ok(())
 }
 
 fn check_pending_sinks(plan: &Plan, state: &State) -> Result<()> {
@@ -146,7 +166,7 @@ async fn claim_sinks(
         let lineage = Lineage {
             id: claim.state().lineage.clone(),
             sink: plan.nodes[*i].name.clone(),
-            generation: claim.state().generation.max(1),
+            generation: claim.state().generation.max(1) + u64::from(begins_anew(plan, claim.state())),
             claim: claim.number(),
             run: cx.run_id().to_owned(),
         };
@@ -224,20 +244,22 @@ pub(crate) async fn commit_staged(
     let (mine, others): (Vec<_>, Vec<_>) =
         std::mem::take(&mut state.pending).into_iter().partition(|p| p.sink == name);
     state.pending = others;
-    let groups = match publication {
+    let groups: Vec<(Epoch, Vec<Committable>)> = match publication {
         Publication::EachEpoch => mine.iter().map(|p| (p.epoch, p.committables.clone())).collect(),
-        // Even nothing is published: it takes the place of what was there.
+        // The last epoch of a generation is pending even if it has no rows: nothing takes the place of
+        // what was there, too. Once it is published nothing is pending.
         Publication::AtEnd if state.complete => {
-            vec![(state.epoch, mine.iter().flat_map(|p| p.committables.clone()).collect())]
+            let all = mine.iter().flat_map(|p| p.committables.clone()).collect();
+            mine.iter().map(|p| p.epoch).max().map(|last| (last, all)).into_iter().collect()
         }
-        Publication::AtEnd => Vec::new(),
+        Publication::AtEnd => {
+            state.pending.extend(mine);
+            return Ok(Vec::new());
+        }
     };
-    let published = !groups.is_empty();
     let mut rejects = Vec::new();
+    let mut kept = 0;
     for (epoch, staged) in groups {
-        if awaiting.contains(&(name.clone(), epoch)) {
-            continue;
-        }
         let record = CheckpointRecord {
             epoch,
             generation: state.generation,
@@ -249,18 +271,13 @@ pub(crate) async fn commit_staged(
         failpoint("after_commit");
         if !failed.is_empty() {
             awaiting.push((name.clone(), epoch));
+            kept = kept.max(epoch);
             rejects.extend(failed);
         }
     }
-    if published {
-        let last = state.epoch;
-        state.pending.extend(mine.into_iter().filter(|p| {
-            let recorded = if publication == Publication::AtEnd { last } else { p.epoch };
-            awaiting.contains(&(name.clone(), recorded))
-        }));
-    } else {
-        state.pending.extend(mine);
-    }
+    // With its rejects not yet among the dead letters, an epoch stays pending, and those before it,
+    // which are committed and skipped the next time.
+    state.pending.extend(mine.into_iter().filter(|p| p.epoch <= kept));
     Ok(rejects)
 }
 
@@ -276,15 +293,22 @@ async fn discard_older(plan: &Plan, claim: u64, state: &State, sessions: &mut Se
     failpoint("after_discard");
 }
 
-fn begin_generation(plan: &Plan, state: &mut State) {
+fn begin_generation(plan: &Plan, state: &mut State, restarted: bool) {
+    if restarted && state.complete {
+        return;
+    }
     if state.generation == 0 {
         state.generation = 1;
-    } else if state.complete && plan.again == Again::Full {
+    } else if begins_anew(plan, state) {
         state.generation += 1;
         state.sources.clear();
         state.operators.clear();
     }
     state.complete = false;
+}
+
+fn begins_anew(plan: &Plan, state: &State) -> bool {
+    state.complete && plan.again == Again::Full
 }
 
 fn remember_sinks(plan: &Plan, state: &mut State) {

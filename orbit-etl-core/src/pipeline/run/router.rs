@@ -72,6 +72,10 @@ impl Router {
         self.everywhere(|| Item::Watermark(micros)).await
     }
 
+    pub(crate) async fn idle(&mut self) -> Result<()> {
+        self.everywhere(|| Item::Idle).await
+    }
+
     pub(crate) async fn end(&mut self) -> Result<()> {
         self.everywhere(|| Item::End).await
     }

@@ -43,6 +43,10 @@ struct Known {
     split: Split,
     position: Option<Position>,
     parked: bool,
+    /// A lane is told to leave it; parked only at the next barrier.
+    revoking: bool,
+    /// It came back before that: it is read on from the position of that barrier.
+    wanted_again: bool,
 }
 
 #[derive(Debug, Default)]
@@ -88,7 +92,7 @@ impl Splits {
         };
         for SplitState { split, position, parked } in state.splits {
             let id = split.id.clone();
-            board.known.insert(id, Known { split, position, parked });
+            board.known.insert(id, Known { position, parked, ..Known::new(split) });
         }
         let ready: Vec<_> = board.known.iter().filter(|(_, k)| !k.parked).map(|(id, _)| id.clone()).collect();
         ready.into_iter().for_each(|id| board.assign(id));
@@ -110,9 +114,11 @@ impl Splits {
             let id = split.id.clone();
             let known = board.known.entry(id.clone());
             let new = matches!(known, Entry::Vacant(_));
-            let known = known.or_insert(Known { split, position: None, parked: false });
+            let known = known.or_insert_with(|| Known::new(split));
             if new || std::mem::take(&mut known.parked) {
                 ready.push(id);
+            } else if known.revoking {
+                known.wanted_again = true;
             }
         }
         // Only now is it known which of them wait for one another.
@@ -174,6 +180,7 @@ impl Splits {
     pub(crate) fn acknowledged_by_lane(&self, progress: Vec<SplitProgress>) -> Vec<(SplitId, Position)> {
         let mut board = self.lock();
         let mut positions = Vec::new();
+        let mut back = Vec::new();
         for SplitProgress { id, position, finished, parked } in progress {
             board.dirty = true;
             if let Some(position) = &position {
@@ -183,11 +190,22 @@ impl Splits {
                 board.known.remove(&id);
                 board.finished.insert(id);
             } else if let Some(known) = board.known.get_mut(&id) {
-                known.parked |= parked;
                 if position.is_some() {
                     known.position = position;
                 }
+                if parked {
+                    known.revoking = false;
+                    known.parked = !std::mem::take(&mut known.wanted_again);
+                    if !known.parked {
+                        back.push(id);
+                    }
+                }
             }
+        }
+        if !back.is_empty() {
+            back.into_iter().for_each(|id| board.assign(id));
+            drop(board);
+            self.wake();
         }
         positions
     }
@@ -238,6 +256,12 @@ impl Splits {
     }
 }
 
+impl Known {
+    fn new(split: Split) -> Self {
+        Self { split, position: None, parked: false, revoking: false, wanted_again: false }
+    }
+}
+
 impl Board {
     fn assign(&mut self, id: SplitId) {
         let Some(known) = self.known.get(&id) else { return };
@@ -263,6 +287,10 @@ impl Board {
             }
             if lane.reading.contains(id) {
                 lane.to_revoke.push(id.clone());
+                if let Some(known) = self.known.get_mut(id) {
+                    known.revoking = true;
+                    known.wanted_again = false;
+                }
                 return;
             }
         }

@@ -16,8 +16,11 @@ use crate::batch::{compact, retained_bytes};
 use crate::context::Context;
 use crate::error::{Error, Result};
 
-/// A queue of batches of any length. Memory is bounded by the pool: when it refuses, batches go to
-/// a file in the run's spill directory.
+/// How much of the pool a spool takes at most: what it feeds needs the rest.
+const IN_MEMORY: usize = 16 << 20;
+
+/// A queue of batches of any length. Memory is bounded, by the pool and by a limit of its own: what is
+/// above goes to a file in the run's spill directory.
 #[derive(Debug)]
 pub(crate) struct Spool {
     shared: Arc<Shared>,
@@ -84,7 +87,8 @@ impl SpoolWriter {
         let batch = compact(batch)?;
         let bytes = retained_bytes(&batch);
         let mut queue = self.0.lock();
-        let slot = if queue.memory.try_grow(bytes).is_ok() {
+        let fits = queue.memory.size() + bytes <= IN_MEMORY;
+        let slot = if fits && queue.memory.try_grow(bytes).is_ok() {
             Slot::Memory(batch, bytes)
         } else {
             queue.spill(&batch, &self.0)?

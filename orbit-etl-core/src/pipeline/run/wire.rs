@@ -10,7 +10,7 @@ use super::chain::{Chain, Link};
 use super::edge::{Receiver, Sender, edge};
 use super::gate::Gate;
 use super::letters::{Close, Letters};
-use super::reader::{Reader, enumerate};
+use super::reader::{Order, Reader, enumerate};
 use super::recover::Sessions;
 use super::report::Message;
 use super::router::{Keys, Route, Router, lane_of_group};
@@ -33,7 +33,8 @@ pub(crate) struct Wired {
     /// How many messages an epoch brings.
     pub(crate) reporting: usize,
     pub(crate) writers: usize,
-    pub(crate) barriers: Vec<mpsc::UnboundedSender<Epoch>>,
+    pub(crate) barriers: Vec<mpsc::UnboundedSender<Order>>,
+    pub(crate) rejects: Arc<DeadLetters>,
     pub(crate) messages: mpsc::UnboundedReceiver<Message>,
     pub(crate) splits: BTreeMap<usize, Arc<Splits>>,
     pub(crate) committed: watch::Sender<Epoch>,
@@ -50,6 +51,10 @@ pub(crate) struct Wiring<'a> {
     pub(crate) on_error: &'a OnError,
     pub(crate) edge_bytes: usize,
     pub(crate) idle_after: std::time::Duration,
+    /// How many rows the run has rejected in its committed epochs.
+    pub(crate) rejected: u64,
+    /// An earlier attempt has read the generation to its end: nothing more is read.
+    pub(crate) drained: bool,
 }
 
 /// A task that receives: its node, lane and, where each input has a gate of its own, port.
@@ -71,6 +76,7 @@ impl Wiring<'_> {
             reporting: 0,
             writers: 0,
             barriers: Vec::new(),
+            rejects: Arc::clone(&letters),
             messages,
             splits: BTreeMap::new(),
             committed,
@@ -96,6 +102,7 @@ impl Wiring<'_> {
                             source: Arc::clone(source),
                             cx: cx.clone(),
                             scan: Arc::clone(&scan),
+                            streams: node.outputs.iter().map(|s| s.name.clone()).collect(),
                             schemas: node.outputs.iter().map(|s| s.schema.clone()).collect(),
                             splits: Arc::clone(&splits),
                             barriers,
@@ -109,8 +116,12 @@ impl Wiring<'_> {
                         wired.reporting += 1;
                         wired.tasks.spawn_for(&node.name, reader.run());
                     }
-                    let listing = enumerate(Arc::clone(source), cx, Arc::clone(&splits));
-                    wired.tasks.spawn_for(&node.name, listing);
+                    if self.drained {
+                        splits.enumerated();
+                    } else {
+                        let listing = enumerate(Arc::clone(source), cx, Arc::clone(&splits));
+                        wired.tasks.spawn_for(&node.name, listing);
+                    }
                     wired.splits.insert(i, splits);
                 }
                 Role::Transform { fused: Some(_), .. } => {}
@@ -191,10 +202,10 @@ impl Wiring<'_> {
         let max_rows = self.on_error.max_rows;
         match self.on_error.action {
             Action::Fail => return Ok((DeadLetters::fail(), None)),
-            Action::Skip => return Ok((DeadLetters::skip(max_rows), None)),
+            Action::Skip => return Ok((DeadLetters::skip(max_rows, self.rejected), None)),
             Action::DeadLetter(_) => {}
         }
-        let (letters, queues) = DeadLetters::keep(max_rows);
+        let (letters, queues) = DeadLetters::keep(max_rows, self.rejected);
         let node = self.plan.nodes.iter().position(PlanNode::is_dead_letters);
         let Some((node, session)) = node.and_then(|n| Some((n, sessions.get_mut(&n)?))) else {
             return Err(Error::internal("the dead-letter sink was not opened"));
