@@ -16,17 +16,17 @@ use orbit_etl_core::{
 use super::support::{all_ids, numbers, rows, schema, soon};
 
 /// Where a [`Faulty`] sink fails: the call, and whether the call takes effect first.
-type Fault = (&'static str, bool);
+pub(crate) type Fault = (&'static str, bool);
 
 /// A sink whose calls fail once each, as listed.
 #[derive(Debug, Clone)]
-struct Faulty {
+pub(crate) struct Faulty {
     inner: Arc<MemorySink>,
     faults: Arc<Mutex<VecDeque<Fault>>>,
 }
 
 impl Faulty {
-    fn new(inner: MemorySink, faults: impl IntoIterator<Item = Fault>) -> Self {
+    pub(crate) fn new(inner: MemorySink, faults: impl IntoIterator<Item = Fault>) -> Self {
         Self { inner: Arc::new(inner), faults: Arc::new(Mutex::new(faults.into_iter().collect())) }
     }
 }

@@ -184,7 +184,7 @@ async fn rows_with_equal_keys_meet_in_one_lane() {
 
 /// Puts its second input out before its first, as a join does that builds from the second.
 #[derive(Debug)]
-struct SecondFirst;
+pub(crate) struct SecondFirst;
 
 #[async_trait]
 impl Transform for SecondFirst {

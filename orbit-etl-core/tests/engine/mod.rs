@@ -3,6 +3,7 @@
 mod delivery;
 mod failure;
 mod graph;
+mod histories;
 mod rejects;
 mod support;
 mod unbounded;

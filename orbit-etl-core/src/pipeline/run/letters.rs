@@ -4,7 +4,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::error::{Error, Result};
 use crate::event::StreamId;
-use crate::fault::Rejected;
+use crate::fault::{Rejected, failpoint};
 use crate::sink::{Epoch, Prepared, SinkWriter};
 
 /// How many letters make a batch.
@@ -56,7 +56,9 @@ impl Letters {
                         }
                     }
                     rows += write(&mut self.writer, &mut waiting).await?;
+                    failpoint("before_letters");
                     let prepared = self.writer.prepare(epoch).await?;
+                    failpoint("after_letters");
                     self.epoch = epoch + 1;
                     done.send((prepared, std::mem::take(&mut rows))).map_err(|_| Error::cancelled())?;
                 }
