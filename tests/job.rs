@@ -1,0 +1,164 @@
+//! The load that the tests crash, double and starve: CSV files into Parquet.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use orbit_etl::connectors::files::Mode;
+use orbit_etl::prelude::*;
+use serde_json::{Value, json};
+
+use crate::paced::{Pace, Paced};
+
+const FILES: u32 = 3;
+const ROWS_PER_FILE: u32 = 420;
+const REGIONS: [&str; 3] = ["north", "south", "east"];
+
+/// `id`, `region`, `note`.
+pub(crate) type Row = (i64, String, String);
+
+/// One way to load the files below a home directory.
+#[derive(Debug, Clone)]
+pub(crate) struct Job {
+    /// Holds `input`, which may be shared.
+    pub(crate) input: PathBuf,
+    /// Gets `lake`, `rejected` and `state`.
+    pub(crate) home: PathBuf,
+    pub(crate) partitioned: bool,
+    /// Whether the input has malformed lines, which become dead letters.
+    pub(crate) rejects: bool,
+    /// Whether each load takes the place of the one before.
+    pub(crate) overwrite: bool,
+    /// A folder in an object store that is the lake, instead of the one on the disk.
+    pub(crate) lake_url: Option<String>,
+}
+
+/// What the input holds.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Input {
+    pub(crate) rows: Vec<Row>,
+    pub(crate) malformed: Vec<String>,
+}
+
+pub(crate) fn schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("id", DataType::Int64, true),
+        Field::new("region", DataType::Utf8, true),
+        Field::new("note", DataType::Utf8, true),
+    ]))
+}
+
+/// Writes the input: quoted line breaks everywhere, so that a wrong cut of a file is found out.
+pub(crate) fn write_input(folder: &Path, malformed: bool) -> Input {
+    let mut input = Input::default();
+    fs::create_dir_all(folder).unwrap();
+    for file in 0..FILES {
+        let mut text = "id,region,note\n".to_owned();
+        for row in 0..ROWS_PER_FILE {
+            let id = file * 10_000 + row;
+            let region = REGIONS[(row % 3) as usize];
+            let note = match row % 5 {
+                0 => format!("one,\n{id},{region},\"quoted\""),
+                _ => format!("note {id}"),
+            };
+            writeln!(text, "{id},{region},\"{}\"", note.replace('"', "\"\"")).unwrap();
+            input.rows.push((i64::from(id), region.to_owned(), note));
+            if malformed && row % 70 == 30 {
+                let line = match row % 3 {
+                    0 => format!("{id}"),
+                    1 => format!("no number {id},north,a note"),
+                    _ => format!("{id},south,a note,and one field more"),
+                };
+                writeln!(text, "{line}").unwrap();
+                input.malformed.push(line);
+            }
+        }
+        fs::write(folder.join(format!("part-{file}.csv")), text).unwrap();
+    }
+    input.rows.sort();
+    input.malformed.sort();
+    input
+}
+
+impl Job {
+    pub(crate) fn new(input: &Path, home: &Path) -> Self {
+        Self {
+            input: input.to_owned(),
+            home: home.to_owned(),
+            partitioned: false,
+            rejects: false,
+            overwrite: false,
+            lake_url: None,
+        }
+    }
+
+    pub(crate) fn lake(&self) -> PathBuf {
+        self.home.join("lake")
+    }
+
+    pub(crate) fn rejected(&self) -> PathBuf {
+        self.home.join("rejected")
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.home.join("state")
+    }
+
+    pub(crate) fn source(&self) -> FilesSource {
+        FilesSource::csv(format!("{}/*.csv", self.input.display())).columns(schema()).split_size(4_096)
+    }
+
+    /// A pipeline with small batches and an epoch as often as can be.
+    pub(crate) fn pipeline(&self, pace: &Pace) -> Pipeline {
+        let folder = self.lake_url.clone().unwrap_or_else(|| self.lake().display().to_string());
+        let mut lake = FilesSink::parquet(folder);
+        if self.partitioned {
+            lake = lake.partition_by(["region"]);
+        }
+        if self.overwrite {
+            lake = lake.mode(Mode::Overwrite);
+        }
+        let on_error = if self.rejects {
+            OnError::dead_letter(FilesSink::json(self.rejected().display().to_string()))
+        } else {
+            OnError::fail()
+        };
+        Pipeline::builder("load")
+            .source("files", Paced::new(self.source(), pace))
+            .sink("lake", lake)
+            .on_error(on_error)
+            .delivery(Delivery::ExactlyOnce)
+            .parallelism(2)
+            .batch_rows(64)
+            .edge_bytes(4_096)
+            .checkpoint(self.state(), Duration::from_millis(2))
+            .build()
+            .unwrap()
+    }
+
+    pub(crate) fn to_json(&self) -> Value {
+        json!({
+            "input": self.input,
+            "home": self.home,
+            "partitioned": self.partitioned,
+            "rejects": self.rejects,
+            "overwrite": self.overwrite,
+            "lake_url": self.lake_url,
+        })
+    }
+
+    pub(crate) fn from_json(json: &Value) -> Self {
+        let path = |key: &str| PathBuf::from(json[key].as_str().unwrap());
+        Self {
+            input: path("input"),
+            home: path("home"),
+            partitioned: json["partitioned"].as_bool().unwrap(),
+            rejects: json["rejects"].as_bool().unwrap(),
+            overwrite: json["overwrite"].as_bool().unwrap(),
+            lake_url: json["lake_url"].as_str().map(str::to_owned),
+        }
+    }
+}

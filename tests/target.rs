@@ -1,0 +1,140 @@
+//! What stands in a target, read without the engine.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::Int64Type;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use serde_json::Value;
+
+use crate::job::{Input, Job, Row};
+
+/// Every file below a folder, as paths below it; nothing if the folder isn't there.
+pub(crate) fn files(root: &Path) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = fs::read_dir(&folder) else { continue };
+        for entry in entries {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                found.insert(path.strip_prefix(root).unwrap().to_owned());
+            }
+        }
+    }
+    found
+}
+
+/// The published files with their bytes, and the manifests: all that a reader goes by.
+pub(crate) fn published(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let is_public = |path: &PathBuf| !path.starts_with("_orbit") || path.starts_with("_orbit/manifests");
+    let files = files(root).into_iter().filter(is_public);
+    files.map(|path| (path.clone(), fs::read(root.join(path)).unwrap())).collect()
+}
+
+/// Checks that the lake and the dead letters hold just what the input has, each row once.
+pub(crate) fn check(job: &Job, input: &Input) -> Result<(), String> {
+    let (rows, malformed) = (lake_rows(job)?, dead_letters(job)?);
+    same("rows", &rows, &input.rows)?;
+    same("dead letters", &malformed, &input.malformed)
+}
+
+/// Checks that nothing is staged any more.
+pub(crate) fn check_clean(job: &Job) -> Result<(), String> {
+    for root in [job.lake(), job.rejected()] {
+        let staged = files(&root.join("_orbit/staged"));
+        if !staged.is_empty() {
+            return Err(format!("left behind in {}: {staged:?}", root.display()));
+        }
+    }
+    Ok(())
+}
+
+fn same<T: Ord + Clone + std::fmt::Debug>(what: &str, found: &[T], expected: &[T]) -> Result<(), String> {
+    if found == expected {
+        return Ok(());
+    }
+    let (found_set, expected_set): (BTreeSet<_>, BTreeSet<_>) =
+        (found.iter().collect(), expected.iter().collect());
+    let lost: Vec<_> = expected_set.difference(&found_set).take(3).collect();
+    let strange: Vec<_> = found_set.difference(&expected_set).take(3).collect();
+    let doubled: Vec<_> = found.windows(2).filter(|w| w[0] == w[1]).map(|w| &w[0]).take(3).collect();
+    Err(format!(
+        "{what}: {} found, {} expected; lost {lost:?}, strange {strange:?}, doubled {doubled:?}",
+        found.len(),
+        expected.len()
+    ))
+}
+
+fn lake_rows(job: &Job) -> Result<Vec<Row>, String> {
+    let root = job.lake();
+    let mut rows = Vec::new();
+    for path in listed(&root)? {
+        let file = File::open(root.join(&path)).map_err(|e| format!("{}: {e}", path.display()))?;
+        let reader = ParquetRecordBatchReaderBuilder::try_new(file)
+            .and_then(ParquetRecordBatchReaderBuilder::build)
+            .map_err(|e| format!("{}: {e}", path.display()))?;
+        let folder = path.parent().and_then(|p| p.to_str()).unwrap_or_default();
+        for batch in reader {
+            let batch = batch.map_err(|e| format!("{}: {e}", path.display()))?;
+            collect(&batch, folder.strip_prefix("region="), &mut rows);
+        }
+    }
+    rows.sort();
+    Ok(rows)
+}
+
+fn collect(batch: &RecordBatch, region: Option<&str>, rows: &mut Vec<Row>) {
+    let ids = batch.column_by_name("id").unwrap().as_primitive::<Int64Type>();
+    let notes = batch.column_by_name("note").unwrap().as_string::<i32>();
+    for row in 0..batch.num_rows() {
+        let region = match region {
+            Some(region) => region,
+            None => batch.column_by_name("region").unwrap().as_string::<i32>().value(row),
+        };
+        rows.push((ids.value(row), region.to_owned(), notes.value(row).to_owned()));
+    }
+}
+
+fn dead_letters(job: &Job) -> Result<Vec<String>, String> {
+    let root = job.rejected();
+    let mut texts = Vec::new();
+    for path in listed(&root)? {
+        let text = fs::read_to_string(root.join(&path)).map_err(|e| format!("{}: {e}", path.display()))?;
+        for line in text.lines() {
+            let letter: Value = serde_json::from_str(line).map_err(|e| e.to_string())?;
+            if letter["node"] != "files" || letter["kind"] != "data" {
+                return Err(format!("a dead letter has no origin: {line}"));
+            }
+            texts.push(letter["text"].as_str().unwrap_or_default().trim_end().to_owned());
+        }
+    }
+    texts.sort();
+    Ok(texts)
+}
+
+/// The published files, which must be those that the manifests name, each once.
+fn listed(root: &Path) -> Result<Vec<PathBuf>, String> {
+    let mut published = Vec::new();
+    let mut named = Vec::new();
+    for path in files(root) {
+        if path.starts_with("_orbit/manifests") {
+            let manifest = fs::read(root.join(&path)).map_err(|e| e.to_string())?;
+            let manifest: Value = serde_json::from_slice(&manifest).map_err(|e| e.to_string())?;
+            let files = manifest["files"].as_array().ok_or("a manifest without files")?;
+            named.extend(files.iter().map(|file| PathBuf::from(file["path"].as_str().unwrap_or_default())));
+        } else if !path.starts_with("_orbit") {
+            published.push(path);
+        }
+    }
+    named.sort();
+    if published == named {
+        Ok(published)
+    } else {
+        Err(format!("the directory holds {published:?}, the manifests name {named:?}"))
+    }
+}
