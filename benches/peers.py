@@ -1,0 +1,59 @@
+"""One run of a peer, as `benches/tpch.rs` asks for it: CONTESTANT CASE INPUT OUTPUT.
+
+Prints the seconds and the highest resident bytes. Needs `duckdb` and `polars` from PyPI.
+"""
+
+import os
+import resource
+import sys
+import time
+
+os.environ.setdefault("POLARS_MAX_THREADS", "2")
+COLUMNS = (
+    "l_orderkey, l_partkey, l_quantity, l_extendedprice * (1 - l_discount) AS revenue, l_shipdate, l_comment"
+)
+WHERE = "l_quantity > 25 AND l_discount < 0.08"
+
+
+def duckdb(case, source, target):
+    import duckdb as db
+
+    con = db.connect(config={"threads": 2})
+    if case == "csv_to_parquet":
+        query = f"SELECT * FROM read_csv('{source}')"
+    else:
+        query = f"SELECT {COLUMNS} FROM read_parquet('{source}/*.parquet') WHERE {WHERE}"
+    con.execute(
+        f"COPY ({query}) TO '{target}' (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 3, ROW_GROUP_SIZE 1048576)"
+    )
+
+
+def polars(case, source, target):
+    import polars as pl
+
+    if case == "csv_to_parquet":
+        rows = pl.scan_csv(source, try_parse_dates=True)
+    else:
+        rows = pl.scan_parquet(f"{source}/*.parquet")
+        rows = rows.filter((pl.col("l_quantity") > 25) & (pl.col("l_discount") < 0.08)).select(
+            "l_orderkey",
+            "l_partkey",
+            "l_quantity",
+            (pl.col("l_extendedprice") * (1 - pl.col("l_discount"))).alias("revenue"),
+            "l_shipdate",
+            "l_comment",
+        )
+    rows.sink_parquet(target, compression="zstd", compression_level=3, row_group_size=1048576)
+
+
+def main():
+    who, case, source, target = sys.argv[1:]
+    began = time.perf_counter()
+    {"duckdb": duckdb, "polars": polars}[who](case, source, target)
+    with open(target, "rb") as written:
+        os.fsync(written.fileno())
+    seconds = time.perf_counter() - began
+    print(f"{seconds:.6f} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}")
+
+
+main()
