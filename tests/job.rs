@@ -134,7 +134,7 @@ impl Job {
             .parallelism(2)
             .batch_rows(64)
             .edge_bytes(4_096)
-            .checkpoint(self.state(), Duration::from_millis(2))
+            .checkpoint(self.state(), Duration::from_millis(4))
             .build()
             .unwrap()
     }

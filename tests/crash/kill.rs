@@ -8,7 +8,7 @@ use super::child::Run;
 use super::{Bench, PARTITIONED, REJECTS, expect_none, finish};
 
 const ROUNDS: u32 = 5;
-/// A load takes longer than this.
+/// About as many milliseconds as a load takes.
 const LATEST: u64 = 400;
 
 /// Moments that a seed names, the same whenever it is given again.
