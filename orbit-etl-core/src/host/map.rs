@@ -17,7 +17,9 @@ type Function = dyn Fn(RecordBatch) -> Result<RecordBatch> + Send + Sync;
 /// Applies a closure to every batch.
 ///
 /// The output's schema is that of the closure's answer to an empty batch, which it gets once while
-/// the pipeline is planned. It may return more or fewer rows than it is given; it must not keep any.
+/// the pipeline is planned. It may return more or fewer rows than it is given; it must not keep any. One
+/// that waits for something else than the processor belongs into `tokio::task::block_in_place`, or it
+/// holds up the epochs too.
 #[derive(Clone)]
 pub struct Map {
     function: Arc<Function>,

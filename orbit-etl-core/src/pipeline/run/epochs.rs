@@ -426,7 +426,7 @@ impl<'a> Epochs<'a> {
             && next.pending == self.state.pending
             && next.operators == self.state.operators
             && staged.values().all(Vec::is_empty)
-            && !self.wired.splits.values().any(|s| s.is_dirty())
+            && next.sources == self.state.sources
     }
 
     /// Atomic sinks that can't carry the checkpoint: at least once.

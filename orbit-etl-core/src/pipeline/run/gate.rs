@@ -177,6 +177,7 @@ mod tests {
         b.send(Item::Idle).await.unwrap();
         assert!(matches!(gate.next().await.unwrap(), Event::Watermark(10)));
         b.send(Item::Watermark(12)).await.unwrap();
+        assert!(gate.next().now_or_never().is_none(), "still 10");
         a.send(Item::Watermark(20)).await.unwrap();
         assert!(matches!(gate.next().await.unwrap(), Event::Watermark(12)));
     }

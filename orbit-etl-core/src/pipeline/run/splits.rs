@@ -34,8 +34,6 @@ struct Board {
     lanes: Vec<Lane>,
     /// Finished at the last barrier, to be reported as committed.
     finished: BTreeSet<SplitId>,
-    /// Whether anything changed since the last snapshot was saved.
-    dirty: bool,
 }
 
 #[derive(Debug)]
@@ -88,7 +86,6 @@ impl Splits {
             waiting: Vec::new(),
             lanes: (0..lanes).map(|_| Lane::default()).collect(),
             finished: BTreeSet::new(),
-            dirty: false,
         };
         for SplitState { split, position, parked } in state.splits {
             let id = split.id.clone();
@@ -126,7 +123,6 @@ impl Splits {
         for id in change.revoked {
             board.revoke(&id);
         }
-        board.dirty |= board.enumerator.as_ref() != Some(&change.position);
         board.enumerator = Some(change.position);
         drop(board);
         self.wake();
@@ -182,7 +178,6 @@ impl Splits {
         let mut positions = Vec::new();
         let mut back = Vec::new();
         for SplitProgress { id, position, finished, parked } in progress {
-            board.dirty = true;
             if let Some(position) = &position {
                 positions.push((id.clone(), position.clone()));
             }
@@ -227,15 +222,9 @@ impl Splits {
         }
     }
 
-    /// Whether a snapshot taken now says anything new.
-    pub(crate) fn is_dirty(&self) -> bool {
-        self.lock().dirty
-    }
-
     /// The epoch that holds the last snapshot is committed: what waited for its splits may open.
     pub(crate) fn committed(&self) {
         let mut board = self.lock();
-        board.dirty = false;
         if std::mem::take(&mut board.finished).is_empty() || board.waiting.is_empty() {
             return;
         }
@@ -297,6 +286,5 @@ impl Board {
         if let Some(known) = self.known.get_mut(id) {
             known.parked = true;
         }
-        self.dirty = true;
     }
 }
