@@ -32,10 +32,14 @@
 //! `Decimal128(38, 0)`, others `Float64`; objects are structs and arrays lists. Where scalars are
 //! mixed the column is `Utf8` and keeps them as they are written.
 //!
+//! With given columns, CSV fields become any flat type but bytes, spans of time and `LargeUtf8`; JSON
+//! values become any type but intervals and dictionaries, bytes from hexadecimal text and durations
+//! from numbers.
+//!
 //! Parquet, Avro and Arrow files say their types themselves. Parquet's texts and bytes come as
-//! `Utf8View` and `BinaryView`, which decode fastest. Where files differ, a column takes the
-//! type that holds all values of both (`Int32` and `Int64`: `Int64`), and none is rounded:
-//! otherwise it is an error that names both files.
+//! `Utf8View` and `BinaryView`, which decode fastest; times with a zone come from Avro with the zone
+//! `+00:00`. Where files differ, a column takes the type that holds all values of both (`Int32` and
+//! `Int64`: `Int64`), and none is rounded: otherwise it is an error that names both files.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 

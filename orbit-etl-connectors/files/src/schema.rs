@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use arrow::compute::kernels::cast_utils::{Parser, string_to_datetime};
-use arrow::datatypes::{DataType, Date32Type, Field, Fields, Schema, SchemaRef, TimeUnit};
+use arrow::datatypes::{DataType, Date32Type, Field, FieldRef, Fields, Schema, SchemaRef, TimeUnit};
 use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use serde::ser::SerializeSeq as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -212,13 +212,28 @@ fn type_name(kind: &DataType) -> String {
     }
 }
 
+/// Whether both hold the same values under the same names. Names count, since a cast goes by position.
+fn same(a: &DataType, b: &DataType) -> bool {
+    use DataType::{FixedSizeList, LargeList, List, Struct};
+    match (a, b) {
+        (Struct(a), Struct(b)) => {
+            let alike =
+                |(a, b): (&FieldRef, &FieldRef)| a.name() == b.name() && same(a.data_type(), b.data_type());
+            a.len() == b.len() && a.iter().zip(b.iter()).all(alike)
+        }
+        (List(a), List(b)) | (LargeList(a), LargeList(b)) => same(a.data_type(), b.data_type()),
+        (FixedSizeList(a, n), FixedSizeList(b, m)) => n == m && same(a.data_type(), b.data_type()),
+        _ => a.equals_datatype(b),
+    }
+}
+
 /// Whether every value of `from` is a value of `to`.
 pub(crate) fn widens(from: &DataType, to: &DataType) -> bool {
     use DataType::{
         Binary, BinaryView, Decimal128, Decimal256, Dictionary, Float16, Float32, Float64, Int8, Int16,
         Int32, Int64, LargeBinary, LargeUtf8, Null, Timestamp, UInt8, UInt16, UInt32, UInt64, Utf8, Utf8View,
     };
-    if from.equals_datatype(to) {
+    if same(from, to) {
         return true;
     }
     match (from, to) {

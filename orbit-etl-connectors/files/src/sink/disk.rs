@@ -116,16 +116,21 @@ impl Disk {
         Ok(files)
     }
 
-    /// Removes files; what is missing is gone.
+    /// Removes files, durably; what is missing is gone.
     pub(crate) fn delete(&self, paths: impl IntoIterator<Item = impl AsRef<str>>) -> Result<()> {
+        let mut folders = BTreeSet::new();
         for path in paths {
             let path = self.at(path.as_ref());
+            folders.extend(path.parent().map(std::path::Path::to_path_buf));
             match fs::remove_file(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
                     return Err(from_io(e, "remove a file", path.display()));
                 }
                 Ok(()) | Err(_) => {}
             }
+        }
+        for folder in folders.iter().filter(|folder| folder.exists()) {
+            sync_dir(folder).map_err(|e| from_io(e, "sync a folder", folder.display()))?;
         }
         Ok(())
     }

@@ -4,13 +4,14 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch, new_null_array};
-use arrow::compute::cast;
+use arrow::compute::{CastOptions, cast_with_options};
 use arrow::csv;
-use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef};
+use arrow::datatypes::{FieldRef, Fields, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::ipc::CompressionType;
 use arrow::ipc::writer::{FileWriter, IpcWriteOptions};
-use arrow::json::LineDelimitedWriter;
+use arrow::json::writer::LineDelimited;
+use arrow::json::{self, LineDelimitedWriter};
 use arrow_avro::compression::CompressionCodec;
 use arrow_avro::writer::format::AvroOcfFormat;
 use arrow_avro::writer::{AvroWriter, WriterBuilder as AvroBuilder};
@@ -22,6 +23,7 @@ use parquet::basic::{Compression as ParquetCompression, GzipLevel, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 
 use super::out::Out;
+use super::types::{file_type, has_map, has_text, is_foreign};
 use crate::error::from_io;
 use crate::format::{Compression, CsvOptions, Format};
 
@@ -88,7 +90,11 @@ impl Encoder {
                 Kind::Csv(Box::new(builder.build(Compressed::new(out.clone(), options)?)))
             }
             Format::Json => {
-                Kind::Json(Box::new(LineDelimitedWriter::new(Compressed::new(out.clone(), options)?)))
+                // Left out, a NULL in a map would take its key along.
+                let nulls = schema.fields().iter().any(|field| has_map(field.data_type()));
+                let builder = json::WriterBuilder::new().with_explicit_nulls(nulls);
+                let writer = builder.build::<_, LineDelimited>(Compressed::new(out.clone(), options)?);
+                Kind::Json(Box::new(writer))
             }
             Format::Parquet => {
                 let compression = match compression {
@@ -134,6 +140,10 @@ impl Encoder {
 
     /// Takes the columns of one batch.
     pub(crate) fn write(&mut self, batch: &RecordBatch) -> Result<(), Fault> {
+        let is_text = matches!(self.kind, Kind::Csv(_) | Kind::Json(_));
+        if is_text && !batch.columns().iter().all(|column| has_text(column)) {
+            return Err(Fault::Rows("a date or a span of time is out of range".into()));
+        }
         let result = match &mut self.kind {
             Kind::Csv(writer) => writer.write(batch).map_err(Cause::from),
             Kind::Json(writer) => writer.write(batch).map_err(Cause::from),
@@ -194,10 +204,17 @@ impl Encoder {
 /// # Errors
 /// `Schema` naming the column whose type the format doesn't have.
 pub(crate) fn file_schema(options: &EncodeOptions, schema: &Schema) -> Result<SchemaRef> {
-    let fields: Fields = schema.fields().iter().map(|field| file_field(options.format, field)).collect();
+    let fields: Fields = schema
+        .fields()
+        .iter()
+        .map(|field| {
+            let data_type = file_type(options.format, field.data_type());
+            Arc::new(field.as_ref().clone().with_data_type(data_type))
+        })
+        .collect();
     for field in &fields {
         let nothing = new_null_array(field.data_type(), 1);
-        if has_union(field.data_type()) || try_alone(options, field, &nothing).is_err() {
+        if is_foreign(options.format, field.data_type()) || try_alone(options, field, &nothing).is_err() {
             return Err(Error::schema(format!("{} files can't hold this column's type", options.format))
                 .with("column", field.name())
                 .with("type", field.data_type())
@@ -222,13 +239,23 @@ pub(crate) fn file_schema(options: &EncodeOptions, schema: &Schema) -> Result<Sc
 }
 
 /// The columns as the file has them.
-pub(crate) fn file_columns(schema: &SchemaRef, columns: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch> {
+pub(crate) fn file_columns(
+    format: Format,
+    schema: &SchemaRef,
+    columns: Vec<ArrayRef>,
+    rows: usize,
+) -> Result<RecordBatch> {
     let cast_all = columns.into_iter().zip(schema.fields()).map(|(column, field)| {
-        if column.data_type() == field.data_type() || !holds_dictionary(column.data_type()) {
+        let (found, wanted) = (column.data_type(), field.data_type());
+        if found == wanted || file_type(format, found) == *found {
             return Ok(column);
         }
-        cast(&column, field.data_type()).map_err(|_| {
-            Error::schema("a dictionary can't be written as its values").with("column", field.name())
+        let strict = CastOptions { safe: false, ..CastOptions::default() };
+        cast_with_options(&column, wanted, &strict).map_err(|_| {
+            Error::schema("a column can't be cast to the type that the file has")
+                .with("column", field.name())
+                .with("type", found)
+                .with("type in the file", wanted)
         })
     });
     let columns = cast_all.collect::<Result<Vec<_>>>()?;
@@ -282,64 +309,6 @@ fn try_alone(options: &EncodeOptions, field: &FieldRef, column: &ArrayRef) -> Re
     encoder.write(&batch)?;
     encoder.finish()?;
     Ok(())
-}
-
-/// Arrow files allow one dictionary a column, batches bring their own; Avro has none: there the
-/// values stand by themselves.
-fn file_field(format: Format, field: &FieldRef) -> FieldRef {
-    if !matches!(format, Format::Avro | Format::Arrow) || !holds_dictionary(field.data_type()) {
-        return Arc::clone(field);
-    }
-    Arc::new(field.as_ref().clone().with_data_type(without_dictionary(field.data_type())))
-}
-
-fn holds_dictionary(data_type: &DataType) -> bool {
-    match data_type {
-        DataType::Dictionary(_, _) => true,
-        DataType::Struct(fields) => fields.iter().any(|f| holds_dictionary(f.data_type())),
-        DataType::List(f)
-        | DataType::LargeList(f)
-        | DataType::ListView(f)
-        | DataType::LargeListView(f)
-        | DataType::FixedSizeList(f, _)
-        | DataType::Map(f, _) => holds_dictionary(f.data_type()),
-        _ => false,
-    }
-}
-
-fn without_dictionary(data_type: &DataType) -> DataType {
-    let plain = |field: &FieldRef| -> FieldRef {
-        Arc::new(Field::clone(field).with_data_type(without_dictionary(field.data_type())))
-    };
-    match data_type {
-        DataType::Dictionary(_, value) => without_dictionary(value),
-        DataType::Struct(fields) => DataType::Struct(fields.iter().map(plain).collect()),
-        DataType::List(f) => DataType::List(plain(f)),
-        DataType::LargeList(f) => DataType::LargeList(plain(f)),
-        DataType::ListView(f) => DataType::ListView(plain(f)),
-        DataType::LargeListView(f) => DataType::LargeListView(plain(f)),
-        DataType::FixedSizeList(f, size) => DataType::FixedSizeList(plain(f), *size),
-        DataType::Map(f, sorted) => DataType::Map(plain(f), *sorted),
-        other => other.clone(),
-    }
-}
-
-/// Parquet's writer panics on unions, and the other formats don't have them either or can't be
-/// read back.
-fn has_union(data_type: &DataType) -> bool {
-    match data_type {
-        DataType::Union(_, _) => true,
-        DataType::Struct(fields) => fields.iter().any(|f| has_union(f.data_type())),
-        DataType::List(f)
-        | DataType::LargeList(f)
-        | DataType::ListView(f)
-        | DataType::LargeListView(f)
-        | DataType::FixedSizeList(f, _)
-        | DataType::Map(f, _) => has_union(f.data_type()),
-        DataType::Dictionary(_, value) => has_union(value),
-        DataType::RunEndEncoded(_, values) => has_union(values.data_type()),
-        _ => false,
-    }
 }
 
 /// `CsvOptions::validate` has made sure that it is ASCII.

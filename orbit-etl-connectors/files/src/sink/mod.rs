@@ -11,6 +11,7 @@ mod plan;
 mod session;
 mod staged;
 mod store;
+mod types;
 mod writer;
 
 use std::sync::Arc;
@@ -77,10 +78,24 @@ pub enum Mode {
 ///
 /// # Values
 ///
-/// CSV refuses nested columns and writes binary ones as hexadecimal text. JSON leaves NULL out,
-/// writes binary as hexadecimal text, and has no infinities: they become `null`. In Avro and Arrow
-/// files dictionaries are written as their values. Partition columns stand in the folder names
-/// alone, percent-encoded; NULL is `__HIVE_DEFAULT_PARTITION__`.
+/// What has no form in a format is refused: a type when the target is opened, a value when it is
+/// written.
+///
+/// * **Parquet** has every type but unions, and intervals of nanoseconds.
+/// * **Arrow** has every type but unions. Dictionaries are written as their values.
+/// * **JSON** leaves NULL out, except in streams with maps, where a key would go with it. Bytes are
+///   hexadecimal text, spans of time ISO 8601 text. There are no infinities: they become `null`.
+/// * **CSV** refuses nested columns. Bytes are hexadecimal text, spans of time ISO 8601 text.
+/// * Both write times with a zone in UTC, and dates whose year has not four digits with a sign, which
+///   is not read back.
+/// * **Avro** writes integers of less than 32 bits as `int`, `UInt32`, `UInt64` and durations as
+///   `long`, `Float16` as `float`, times of day as milli- or microseconds (nanoseconds are cut off),
+///   timestamps with a zone in UTC, those in seconds and `Date64` as milliseconds, and dictionaries,
+///   large and fixed-size lists as their plain forms. It refuses intervals that are negative or no
+///   whole milliseconds, columns that are always NULL by their type, and numbers that are too large.
+///
+/// Partition columns stand in the folder names alone, percent-encoded; NULL is
+/// `__HIVE_DEFAULT_PARTITION__`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FilesSink {

@@ -9,12 +9,14 @@ use orbit_etl_core::{Error, Result, ResultExt, StreamInfo};
 use super::encode::{EncodeOptions, file_columns, file_schema};
 use super::layout::Template;
 use super::partition::Partitioner;
+use crate::format::Format;
 
 /// One stream with its folder, its files' schema and its partitions.
 #[derive(Debug)]
 pub(crate) struct StreamPlan {
     name: String,
     folder: String,
+    format: Format,
     input: SchemaRef,
     files: SchemaRef,
     kept: Vec<usize>,
@@ -59,7 +61,15 @@ impl StreamPlan {
         let fields: Vec<_> = kept.iter().map(|&column| Arc::clone(&input.fields()[column])).collect();
         let schema = Schema::new_with_metadata(fields, input.metadata().clone());
         let files = file_schema(options, &schema).with("stream", name)?;
-        Ok(Self { name: name.to_owned(), folder, input: Arc::clone(input), files, kept, partitioner })
+        Ok(Self {
+            name: name.to_owned(),
+            folder,
+            format: options.format,
+            input: Arc::clone(input),
+            files,
+            kept,
+            partitioner,
+        })
     }
 
     /// The schema of the files.
@@ -82,7 +92,8 @@ impl StreamPlan {
                 .with("stream", &self.name));
         }
         let columns = self.kept.iter().map(|&column| Arc::clone(batch.column(column))).collect();
-        let rest = file_columns(&self.files, columns, batch.num_rows()).with("stream", &self.name)?;
+        let rest =
+            file_columns(self.format, &self.files, columns, batch.num_rows()).with("stream", &self.name)?;
         let Some(partitioner) = &self.partitioner else {
             return Ok(vec![(self.folder.clone(), rest)]);
         };

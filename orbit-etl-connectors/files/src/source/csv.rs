@@ -44,6 +44,13 @@ impl CsvRecords {
                 Error::config("the text for NULL can't be used").with("option", "csv.null").caused_by(e)
             })?),
         };
+        let mut fields = projection.iter().map(|&index| schema.field(index));
+        if let Some(field) = fields.find(|field| !reads(field.data_type())) {
+            return Err(Error::schema("CSV can't be read into this column's type")
+                .with("column", field.name())
+                .with("type", field.data_type())
+                .remedy("use another type in `columns`, such as `text`"));
+        }
         let decoder = ReaderBuilder::new(Arc::clone(&schema)).build_decoder();
         Ok(Self { dialect: Dialect::from(options), schema, projection, null, keep_empty, decoder, rows: 0 })
     }
@@ -145,6 +152,23 @@ impl Records for CsvRecords {
             }
         }
         if columns.is_empty() { "the line can't be read".into() } else { columns.join(", ") }
+    }
+}
+
+/// Whether arrow reads text into this type.
+fn reads(data_type: &DataType) -> bool {
+    match data_type {
+        DataType::Null
+        | DataType::Boolean
+        | DataType::Utf8
+        | DataType::Utf8View
+        | DataType::Date32
+        | DataType::Date64
+        | DataType::Time32(_)
+        | DataType::Time64(_)
+        | DataType::Timestamp(_, _) => true,
+        DataType::Dictionary(keys, values) => keys.is_integer() && **values == DataType::Utf8,
+        other => other.is_numeric(),
     }
 }
 

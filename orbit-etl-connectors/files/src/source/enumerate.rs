@@ -34,6 +34,12 @@ struct Seen {
     part: Option<(String, u64)>,
 }
 
+impl Seen {
+    fn is_partly_told(&self, file: &FileEntry) -> bool {
+        self.part.as_ref().is_some_and(|(key, _)| *key == file.key)
+    }
+}
+
 /// The splits that were not told of before `after`.
 pub(crate) async fn splits(
     source: &FilesSource,
@@ -52,16 +58,27 @@ pub(crate) async fn splits(
     let location = source.location()?;
     let format = resolved.format;
     let listed = list::list(&location, source.known_format(), source.partitions).await?;
+    let mut seen = seen;
     let mut files = VecDeque::new();
     for file in listed {
         let part = seen.part.as_ref().is_some_and(|(key, _)| *key == file.key);
         match seen.files.get(&file.key) {
-            Some(known) if *known == fingerprint(&file) && !part => {}
-            Some(known) if *known != fingerprint(&file) && source.changed == Changed::Error => {
-                return Err(changed(&file.name));
+            // The rest of a file comes before every other: only one can be partly told.
+            Some(known) if *known == fingerprint(&file) && part => files.push_front(file),
+            Some(known) if *known == fingerprint(&file) => {}
+            Some(_) if source.changed == Changed::Error => return Err(changed(&file.name)),
+            _ => {
+                if part {
+                    // Its other content is read from the start.
+                    seen.part = None;
+                }
+                files.push_back(file);
             }
-            _ => files.push_back(file),
         }
+    }
+    if !files.front().is_some_and(|file| seen.is_partly_told(file)) {
+        // The file is gone.
+        seen.part = None;
     }
     let cutter =
         Enumerator { source: source.clone(), resolved, location, format, files, seen, told: 0, cursor: None };
@@ -116,6 +133,10 @@ impl Enumerator {
     }
 
     fn plan(&self, file: &FileEntry) -> Plan {
+        if self.seen.is_partly_told(file) {
+            // Whatever the configuration says now: the beginning isn't told of again.
+            return Plan::Cut(self.source.split_size.unwrap_or(u64::MAX));
+        }
         let Some(size) = self.source.split_size.filter(|size| file.size > size + size / 2) else {
             return Plan::Whole;
         };
@@ -230,7 +251,7 @@ impl Cursor {
     /// Finds the end of the next split.
     fn advance(mut self) -> Result<(Self, u64)> {
         let end = self.file.size;
-        if end.saturating_sub(self.from) <= self.size + self.size / 2 {
+        if end.saturating_sub(self.from) <= self.size.saturating_add(self.size / 2) {
             return Ok((self, end));
         }
         let target = self.from + self.size;

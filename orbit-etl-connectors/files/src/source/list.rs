@@ -1,5 +1,6 @@
 //! Which files there are, and what their paths say.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path as FsPath, PathBuf};
 
@@ -117,8 +118,13 @@ fn local(location: &Location, format: Option<Format>, hive: bool) -> Result<Vec<
         return Ok(files);
     }
     let mut open = vec![(base.clone(), 0)];
+    let mut visited = HashSet::new();
     while let Some((directory, depth)) = open.pop() {
         let fail = |e| from_io(e, "list the directory", directory.display());
+        // A link may lead back, or two links to one place.
+        if !visited.insert(fs::canonicalize(&directory).map_err(fail)?) {
+            continue;
+        }
         for entry in fs::read_dir(&directory).map_err(fail)? {
             let entry = entry.map_err(fail)?;
             let name = entry.file_name();
@@ -133,9 +139,13 @@ fn local(location: &Location, format: Option<Format>, hive: bool) -> Result<Vec<
                 Err(e) => return Err(from_io(e, "find the file", path.display())),
             };
             if metadata.is_dir() {
-                if depth < MAX_DEPTH {
-                    open.push((path, depth + 1));
+                if depth >= MAX_DEPTH {
+                    return Err(Error::unsupported("the directories are nested too deeply")
+                        .with("directory", path.display())
+                        .with("levels", MAX_DEPTH)
+                        .remedy("name a directory further down"));
                 }
+                open.push((path, depth + 1));
             } else if metadata.is_file() && wanted(location, &path.to_string_lossy(), format) {
                 files.push(local_entry(base, &path, &metadata, hive)?);
             }

@@ -106,7 +106,13 @@ pub(crate) async fn open(opening: &Opening<'_>) -> Result<BoxStream<'static, Res
         return Err(changed(&file.name));
     }
     let resume = opening.position::<RowPosition>()?.map_or(0, |p| p.row);
-    let scan = Scan::plan(&metadata, from..to, &opening.scan.filters, resume)?;
+    // A column that is a directory's hides one of the file's: its statistics say nothing.
+    let hidden = |filter: &&Expr| {
+        let columns = filter.column_refs();
+        !columns.iter().any(|column| file.partitions.iter().any(|(name, _)| *name == column.name))
+    };
+    let filters: Vec<Expr> = opening.scan.filters.iter().filter(hidden).cloned().collect();
+    let scan = Scan::plan(&metadata, from..to, &filters, resume)?;
     let mask = ProjectionMask::roots(metadata.parquet_schema(), adapt.read.iter().copied());
     let mut builder = ParquetRecordBatchStreamBuilder::new_with_metadata(reader, metadata)
         .with_projection(mask)

@@ -3,8 +3,8 @@
 use std::io::BufReader;
 
 use arrow::array::{
-    ArrayRef, BinaryArray, BooleanArray, Date32Array, Decimal128Array, DictionaryArray, Float64Array,
-    Int32Array, ListArray, StringViewArray, StructArray, TimestampMicrosecondArray, UnionArray,
+    ArrayRef, BinaryArray, BooleanArray, Date32Array, Decimal128Array, DictionaryArray, DurationSecondArray,
+    Float64Array, Int32Array, ListArray, StringViewArray, StructArray, TimestampMicrosecondArray, UnionArray,
     new_null_array,
 };
 use arrow::datatypes::{Int8Type, Int32Type};
@@ -258,6 +258,7 @@ async fn types_that_a_format_does_not_have_are_refused_by_name() {
         (Format::Json, union.clone()),
         (Format::Parquet, union.clone()),
         (Format::Avro, union.clone()),
+        (Format::Avro, DataType::Null),
         (Format::Arrow, union),
     ] {
         let error = open(format, data_type).await.unwrap_err();
@@ -267,14 +268,29 @@ async fn types_that_a_format_does_not_have_are_refused_by_name() {
 
 #[tokio::test]
 async fn a_value_that_a_format_does_not_have_is_named_by_column_only() {
-    let dir = tempfile::tempdir().unwrap();
-    let sink = FilesSink::csv(dir.path().to_str().unwrap());
     let far: ArrayRef = Arc::new(TimestampMicrosecondArray::from(vec![i64::MAX - 4_711]));
-    let batch = RecordBatch::try_from_iter([("id", ids([1]).column(0).clone()), ("far", far)]).unwrap();
-    let mut run = Run::start(&sink, &batch.schema(), &lineage(1)).await;
-    let error = run.writer.write(StreamId(0), batch).await.unwrap_err();
-    assert_eq!((error.kind(), error.context("column")), (ErrorKind::Data, Some("far")));
-    assert!(!error.report().contains("922337"), "{}", error.report());
+    let zoned: ArrayRef =
+        Arc::new(TimestampMicrosecondArray::from(vec![i64::MIN + 4_711]).with_timezone("Europe/Berlin"));
+    let long: ArrayRef = Arc::new(DurationSecondArray::from(vec![i64::MAX - 4_711]));
+    let within = Arc::new(Field::new("inner", far.data_type().clone(), true));
+    let nested: ArrayRef = Arc::new(StructArray::from(vec![(within, far.clone())]));
+    for (format, column) in [
+        (Format::Csv, &far),
+        (Format::Csv, &long),
+        (Format::Json, &far),
+        (Format::Json, &zoned),
+        (Format::Json, &long),
+        (Format::Json, &nested),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let sink = FilesSink::new(dir.path().to_str().unwrap(), format);
+        let ids = ids([1]).column(0).clone();
+        let batch = RecordBatch::try_from_iter([("id", ids), ("far", column.clone())]).unwrap();
+        let mut run = Run::start(&sink, &batch.schema(), &lineage(1)).await;
+        let error = run.writer.write(StreamId(0), batch).await.unwrap_err();
+        assert_eq!((error.kind(), error.context("column")), (ErrorKind::Data, Some("far")), "{format}");
+        assert!(!error.report().contains("922337"), "{}", error.report());
+    }
 }
 
 #[tokio::test]

@@ -36,6 +36,17 @@ async fn directories_and_globs() {
     assert!(names.is_sorted());
 }
 
+#[cfg(unix)]
+#[tokio::test]
+async fn a_link_that_leads_back_is_not_followed_again() {
+    let dir = tempdir().unwrap();
+    fs::write(dir.path().join("a.csv"), "a\n1\n").unwrap();
+    std::os::unix::fs::symlink(dir.path(), dir.path().join("loop")).unwrap();
+    std::os::unix::fs::symlink(dir.path(), dir.path().join("again")).unwrap();
+    let source = FilesSource::csv(dir.path().to_str().unwrap());
+    assert_eq!(read(&source).await.unwrap().rows(), 1);
+}
+
 #[tokio::test]
 async fn partition_columns() {
     let dir = tempdir().unwrap();

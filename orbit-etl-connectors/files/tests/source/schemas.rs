@@ -86,3 +86,14 @@ async fn a_configuration_reads_like_the_builder() {
     assert_eq!(orbit_etl_core::Connector::validate(&error).unwrap_err().kind(), ErrorKind::Config);
     assert_eq!(source.replay(), orbit_etl_core::Replay::Exact);
 }
+
+#[tokio::test]
+async fn a_type_that_csv_is_not_read_into_is_an_error_and_no_reject() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("a.csv");
+    fs::write(&path, "id,bytes\n1,cafe\n").unwrap();
+    let config = serde_json::json!({ "path": path, "columns": [{ "name": "bytes", "type": "binary" }] });
+    let source: FilesSource = serde_json::from_value(config).unwrap();
+    let error = read(&source).await.unwrap_err();
+    assert_eq!((error.kind(), error.context("column")), (ErrorKind::Schema, Some("bytes")));
+}

@@ -4,8 +4,9 @@ use std::fs;
 
 use arrow::array::{AsArray, RecordBatch};
 use datafusion_expr::{col, lit};
+use futures::StreamExt;
 use orbit_etl_connector_files::{Changed, FilesSource};
-use orbit_etl_core::{ErrorKind, FilterPushdown, ScanRequest, Source, StreamId};
+use orbit_etl_core::{ErrorKind, FilterPushdown, Position, ScanRequest, Source, Split, StreamId};
 use proptest::prelude::*;
 use tempfile::tempdir;
 
@@ -156,6 +157,48 @@ async fn enumeration_goes_on_where_it_was() {
     let old = all.iter().find(|s| s.id.as_str().contains("b.csv")).unwrap();
     let scan = ScanRequest::all(StreamId(0), 10);
     assert_eq!(read_split(&reloading, &context(), old, None, &scan).await.unwrap().rows(), 0);
+}
+
+/// The splits of a run that is stopped after so many changes, and where it stood.
+async fn stopped_after(
+    source: &FilesSource,
+    after: Option<&Position>,
+    changes: usize,
+) -> (Vec<Split>, Option<Position>) {
+    let told = source.splits(&context(), after).await.unwrap().take(changes);
+    let told: Vec<_> = told.map(Result::unwrap).collect().await;
+    let position = told.last().map(|c| c.position.clone());
+    (told.into_iter().flat_map(|c| c.added).collect(), position)
+}
+
+#[tokio::test]
+async fn a_partly_told_file_is_finished_before_one_that_came_in_between() {
+    let dir = tempdir().unwrap();
+    let text: String = (0..400).map(|i| format!("r{i},\"a\nb\"\n")).collect();
+    let put = |name: &str| fs::write(dir.path().join(name), format!("id,text\n{text}")).unwrap();
+    let source = FilesSource::csv(dir.path().to_str().unwrap()).split_size(300_u64);
+    put("b.csv");
+    let (mut told, mut position) = stopped_after(&source, None, 1).await;
+    put("a.csv");
+    for changes in [1, 2, 1] {
+        // Whatever the configuration says in between.
+        let source = if changes == 2 { source.clone().split_size(None) } else { source.clone() };
+        let (more, at) = stopped_after(&source, position.as_ref(), changes).await;
+        told.extend(more);
+        position = at.or(position);
+    }
+    told.extend(splits(&source, position.as_ref()).await.unwrap().0);
+    let scan = ScanRequest::all(StreamId(0), 1_000);
+    let mut rows = Vec::new();
+    for split in &told {
+        let found = read_split(&source, &context(), split, None, &scan).await.unwrap();
+        rows.extend(rows_of(&found.batches));
+    }
+    let mut expected: Vec<_> = (0..400).chain(0..400).map(|i| format!("r{i}")).collect();
+    let mut found: Vec<_> = rows.iter().map(|r| r[0].clone().unwrap()).collect();
+    expected.sort();
+    found.sort();
+    assert_eq!(found, expected);
 }
 
 #[tokio::test]
