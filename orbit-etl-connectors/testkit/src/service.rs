@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use crate::harness::{Check, Stop};
 
-/// The URL of a test server: `ORBIT_TEST_<NAME>_URL`, or else `default`, if it answers.
+/// The URL of a test server: `ORBIT_TEST_<NAME>_URL`, or else `default`, if it answers. For a bucket,
+/// `s3://…`, the server at `AWS_ENDPOINT_URL` must answer.
 ///
 /// # Errors
 /// [`Stop::Skip`] if there is none or nobody listens; [`Stop::Fail`] instead if `ORBIT_TEST_REQUIRE`
@@ -32,7 +33,10 @@ fn decide(name: &str, url: Option<String>, required: &str, listens: fn(&str) -> 
 }
 
 fn listens(url: &str) -> bool {
-    let Some(address) = address(url) else { return false };
+    // A bucket's URL doesn't say which server has it.
+    let endpoint = env::var("AWS_ENDPOINT_URL").unwrap_or_else(|_| "https://s3.amazonaws.com".into());
+    let server = if url.starts_with("s3://") { &endpoint } else { url };
+    let Some(address) = address(server) else { return false };
     let Ok(mut addresses) = address.to_socket_addrs() else { return false };
     addresses.any(|a| TcpStream::connect_timeout(&a, Duration::from_secs(2)).is_ok())
 }

@@ -1,6 +1,5 @@
 //! The conformance suite on Parquet in an S3 bucket.
 
-use std::env;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -27,21 +26,13 @@ impl Harness for Objects {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
         let prefix = format!("conformance-{now}-{:?}", std::thread::current().id());
         let prefix = prefix.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
-        Ok(Box::new(Prefix { bucket: bucket()?, prefix }))
+        let bucket = service("S3", None)?.trim_end_matches('/').to_owned();
+        Ok(Box::new(Prefix { bucket, prefix }))
     }
 
     fn abilities(&self) -> Abilities {
         super::abilities(Format::Parquet)
     }
-}
-
-/// The bucket's URL. Which server has it says `AWS_ENDPOINT_URL`; nothing does for Amazon's own.
-fn bucket() -> Check<String> {
-    let Ok(bucket) = env::var("ORBIT_TEST_S3_URL") else { return service("S3", None) };
-    if let Ok(server) = env::var("AWS_ENDPOINT_URL") {
-        service("S3_ENDPOINT", Some(&server))?;
-    }
-    Ok(bucket.trim_end_matches('/').to_owned())
 }
 
 impl Prefix {
