@@ -35,14 +35,20 @@ pub struct Pipeline {
 pub(crate) struct Definition {
     pub(crate) name: String,
     pub(crate) graph: Graph,
+    pub(crate) settings: Settings,
+    /// One for all runs of this value, so that a log in memory is remembered between them.
+    memory_log: Log,
+}
+
+/// What a pipeline is told besides its nodes.
+#[derive(Debug)]
+pub(crate) struct Settings {
     pub(crate) on_error: OnError,
     pub(crate) restart: Restart,
     pub(crate) every: Duration,
     pub(crate) edge_bytes: usize,
     pub(crate) idle_after: Duration,
     checkpoints: Checkpoints,
-    /// One for all runs of this value, so that a log in memory is remembered between them.
-    memory_log: Log,
     again: Option<Again>,
     delivery: Option<Delivery>,
     parallelism: usize,
@@ -80,7 +86,7 @@ impl Pipeline {
         let definition = &self.definition;
         let cx = definition.context(CancellationToken::new())?;
         let plan = Plan::new(&definition.graph, &definition.plan_options(), &cx).await?;
-        let every = format!("every {:?}, and at the end", definition.every);
+        let every = format!("every {:?}, and at the end", definition.settings.every);
         Ok(Explanation::new(&definition.name, &plan, &every))
     }
 
@@ -109,7 +115,7 @@ impl Pipeline {
 
     /// Starts a run in the background. Must be called within a tokio runtime.
     pub fn start(&self) -> Running {
-        let control = Control::new(self.definition.stop.child_token());
+        let control = Control::new(self.definition.settings.stop.child_token());
         let task = tokio::spawn(run(Arc::clone(&self.definition), control.clone()));
         Running::new(control, task)
     }
@@ -117,21 +123,21 @@ impl Pipeline {
 
 impl Definition {
     pub(crate) fn context(&self, cancel: CancellationToken) -> Result<Context> {
-        let pool = match &self.memory_pool {
+        let pool = match &self.settings.memory_pool {
             Some(pool) => Arc::clone(pool),
-            None => Arc::new(GreedyMemoryPool::new(self.memory_limit)),
+            None => Arc::new(GreedyMemoryPool::new(self.settings.memory_limit)),
         };
         ContextBuilder::new(&self.name)
             .cancellation(cancel)
             .memory(pool)
-            .spill_in(self.spill_in.clone())
-            .batch_rows(self.batch_rows)
-            .parallelism(self.parallelism)
+            .spill_in(self.settings.spill_in.clone())
+            .batch_rows(self.settings.batch_rows)
+            .parallelism(self.settings.parallelism)
             .build()
     }
 
     pub(crate) fn log(&self) -> Result<Log> {
-        match &self.checkpoints {
+        match &self.settings.checkpoints {
             Checkpoints::Local(dir) => Log::local(dir),
             Checkpoints::Store(store, prefix) => Ok(Log::new(Arc::clone(store), prefix.clone())),
             Checkpoints::Memory => Ok(self.memory_log.clone()),
@@ -140,11 +146,11 @@ impl Definition {
 
     pub(crate) fn plan_options(&self) -> PlanOptions {
         PlanOptions {
-            parallelism: self.parallelism,
-            again: self.again,
-            delivery: self.delivery,
-            on_error: self.on_error.clone(),
-            durable: !matches!(self.checkpoints, Checkpoints::Memory),
+            parallelism: self.settings.parallelism,
+            again: self.settings.again,
+            delivery: self.settings.delivery,
+            on_error: self.settings.on_error.clone(),
+            durable: !matches!(self.settings.checkpoints, Checkpoints::Memory),
         }
     }
 
@@ -155,7 +161,7 @@ impl Definition {
             Kind::Sink(sink) => Some((node.name.as_str(), &**sink as &dyn Connector)),
             Kind::Transform(_) => None,
         });
-        let letters = match &self.on_error.action {
+        let letters = match &self.settings.on_error.action {
             Action::DeadLetter(sink) => {
                 Some((crate::pipeline::graph::DEAD_LETTERS, &**sink as &dyn Connector))
             }
@@ -176,20 +182,7 @@ pub struct PipelineBuilder {
     /// The last source or transform: what the next node reads.
     last: Option<String>,
     misplaced: Option<&'static str>,
-    on_error: OnError,
-    restart: Restart,
-    every: Duration,
-    checkpoints: Checkpoints,
-    again: Option<Again>,
-    delivery: Option<Delivery>,
-    parallelism: usize,
-    batch_rows: usize,
-    memory_limit: usize,
-    memory_pool: Option<Arc<dyn MemoryPool>>,
-    edge_bytes: usize,
-    idle_after: Duration,
-    spill_in: Option<PathBuf>,
-    stop: CancellationToken,
+    settings: Settings,
 }
 
 impl PipelineBuilder {
@@ -200,20 +193,22 @@ impl PipelineBuilder {
             nodes: Vec::new(),
             last: None,
             misplaced: None,
-            on_error: OnError::default(),
-            restart: Restart::default(),
-            every: Duration::from_secs(10),
-            checkpoints: Checkpoints::Local(state),
-            again: None,
-            delivery: None,
-            parallelism: std::thread::available_parallelism().map_or(1, usize::from),
-            batch_rows: DEFAULT_BATCH_ROWS,
-            memory_limit: 1 << 30,
-            memory_pool: None,
-            edge_bytes: 8 << 20,
-            idle_after: Duration::from_secs(60),
-            spill_in: None,
-            stop: CancellationToken::new(),
+            settings: Settings {
+                on_error: OnError::default(),
+                restart: Restart::default(),
+                every: Duration::from_secs(10),
+                edge_bytes: 8 << 20,
+                idle_after: Duration::from_secs(60),
+                checkpoints: Checkpoints::Local(state),
+                again: None,
+                delivery: None,
+                parallelism: std::thread::available_parallelism().map_or(1, usize::from),
+                batch_rows: DEFAULT_BATCH_ROWS,
+                memory_limit: 1 << 30,
+                memory_pool: None,
+                spill_in: None,
+                stop: CancellationToken::new(),
+            },
         }
     }
 
@@ -264,72 +259,72 @@ impl PipelineBuilder {
     /// kept in `.orbit/state/NAME` and an epoch ends every ten seconds.
     #[must_use]
     pub fn checkpoint(mut self, dir: impl Into<PathBuf>, every: Duration) -> Self {
-        self.checkpoints = Checkpoints::Local(dir.into());
-        self.every = every;
+        self.settings.checkpoints = Checkpoints::Local(dir.into());
+        self.settings.every = every;
         self
     }
 
     /// Keeps the state in an object store that lists consistently and creates if absent.
     #[must_use]
     pub fn checkpoint_store(mut self, store: Arc<dyn ObjectStore>, prefix: Path, every: Duration) -> Self {
-        self.checkpoints = Checkpoints::Store(store, prefix);
-        self.every = every;
+        self.settings.checkpoints = Checkpoints::Store(store, prefix);
+        self.settings.every = every;
         self
     }
 
     /// Forgets the state with the pipeline value: for tests, and for loads that are never resumed.
     #[must_use]
     pub fn checkpoint_in_memory(mut self) -> Self {
-        self.checkpoints = Checkpoints::Memory;
+        self.settings.checkpoints = Checkpoints::Memory;
         self
     }
 
     /// Ends an epoch this often.
     #[must_use]
     pub fn epoch_every(mut self, every: Duration) -> Self {
-        self.every = every;
+        self.settings.every = every;
         self
     }
 
     /// What becomes of rows that can't go on.
     #[must_use]
     pub fn on_error(mut self, on_error: OnError) -> Self {
-        self.on_error = on_error;
+        self.settings.on_error = on_error;
         self
     }
 
     /// How often the run restarts itself after a passing error.
     #[must_use]
     pub fn restart(mut self, restart: Restart) -> Self {
-        self.restart = restart;
+        self.settings.restart = restart;
         self
     }
 
     /// What a run does once an earlier one has read the inputs to their end.
     #[must_use]
     pub fn again(mut self, again: Again) -> Self {
-        self.again = Some(again);
+        self.settings.again = Some(again);
         self
     }
 
     /// Demands at least this guarantee of every sink; a weaker one is an error before the run.
     #[must_use]
     pub fn delivery(mut self, delivery: Delivery) -> Self {
-        self.delivery = Some(delivery);
+        self.settings.delivery = Some(delivery);
         self
     }
 
     /// The number of lanes; by default one per core.
     #[must_use]
     pub fn parallelism(mut self, lanes: usize) -> Self {
-        self.parallelism = lanes.max(1);
+        self.settings.parallelism = lanes.max(1);
         self
     }
 
     /// The number of rows that sources put into a batch; 8,192 by default.
     #[must_use]
     pub fn batch_rows(mut self, rows: usize) -> Self {
-        self.batch_rows = rows.max(1);
+        self.settings.batch_rows = rows.max(1);
         self
     }
 
@@ -337,42 +332,42 @@ impl PipelineBuilder {
     /// fit is flushed or spilled, or the run fails. The edges between tasks are not part of it.
     #[must_use]
     pub fn memory_limit(mut self, bytes: usize) -> Self {
-        self.memory_limit = bytes;
+        self.settings.memory_limit = bytes;
         self
     }
 
     /// Uses this pool instead of one of the pipeline's own, for a limit over several pipelines.
     #[must_use]
     pub fn memory_pool(mut self, pool: Arc<dyn MemoryPool>) -> Self {
-        self.memory_pool = Some(pool);
+        self.settings.memory_pool = Some(pool);
         self
     }
 
     /// The bytes of rows that may be under way between two tasks; 8 MiB by default.
     #[must_use]
     pub fn edge_bytes(mut self, bytes: usize) -> Self {
-        self.edge_bytes = bytes.max(1);
+        self.settings.edge_bytes = bytes.max(1);
         self
     }
 
     /// After this long without an event, a split holds watermarks back no more; a minute by default.
     #[must_use]
     pub fn idle_after(mut self, idle: Duration) -> Self {
-        self.idle_after = idle;
+        self.settings.idle_after = idle;
         self
     }
 
     /// Spills under this directory instead of the system's temporary one.
     #[must_use]
     pub fn spill_in(mut self, dir: impl Into<PathBuf>) -> Self {
-        self.spill_in = Some(dir.into());
+        self.settings.spill_in = Some(dir.into());
         self
     }
 
     /// Stops every run of this pipeline, after a last epoch, when the token is cancelled.
     #[must_use]
     pub fn stop_on(mut self, token: CancellationToken) -> Self {
-        self.stop = token;
+        self.settings.stop = token;
         self
     }
 
@@ -392,7 +387,7 @@ impl PipelineBuilder {
         if let Some(misplaced) = self.misplaced {
             return Err(Error::config(misplaced).with("pipeline", &self.name));
         }
-        if let Some(share) = self.on_error.max_share
+        if let Some(share) = self.settings.on_error.max_share
             && !(0.0..=1.0).contains(&share)
         {
             return Err(Error::config("a share lies between 0 and 1").with("max_share", share));
@@ -402,21 +397,8 @@ impl PipelineBuilder {
             definition: Arc::new(Definition {
                 name: self.name,
                 graph,
-                on_error: self.on_error,
-                restart: self.restart,
-                every: self.every,
-                edge_bytes: self.edge_bytes,
-                idle_after: self.idle_after,
-                checkpoints: self.checkpoints,
+                settings: self.settings,
                 memory_log: Log::memory(),
-                again: self.again,
-                delivery: self.delivery,
-                parallelism: self.parallelism,
-                batch_rows: self.batch_rows,
-                memory_limit: self.memory_limit,
-                memory_pool: self.memory_pool,
-                spill_in: self.spill_in,
-                stop: self.stop,
             }),
         })
     }

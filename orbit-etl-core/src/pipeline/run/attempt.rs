@@ -28,7 +28,7 @@ pub(crate) async fn run(definition: Arc<Definition>, control: Control) -> Result
             Ok((outcome, plan)) => return Ok(report(&definition, outcome, &plan, tally, restarts, started)),
             Err(error) if error.is_retryable() && !control.abort.is_cancelled() => {
                 in_a_row = if tally.since_restart > 0 { 1 } else { in_a_row + 1 };
-                let limits = definition.restart;
+                let limits = definition.settings.restart;
                 let error = error.with("pipeline", &definition.name);
                 if in_a_row > limits.max {
                     return Err(error.with("restarts", limits.max));
@@ -97,9 +97,9 @@ async fn attempt_connected(
         cx,
         state: &recovered.state,
         first_epoch: recovered.epoch + 1,
-        on_error: &definition.on_error,
-        edge_bytes: definition.edge_bytes,
-        idle_after: definition.idle_after,
+        on_error: &definition.settings.on_error,
+        edge_bytes: definition.settings.edge_bytes,
+        idle_after: definition.settings.idle_after,
         rejected: tally.counts.values().map(|c| c.rejected).sum(),
         drained: recovered.state.complete,
     };
@@ -116,8 +116,8 @@ async fn attempt_connected(
         &plan,
         cx,
         control,
-        &definition.on_error,
-        definition.every,
+        &definition.settings.on_error,
+        definition.settings.every,
         &mut sessions,
         recovered,
         wired,
