@@ -116,8 +116,8 @@ impl Pipeline {
     /// Starts a run in the background. Must be called within a tokio runtime.
     pub fn start(&self) -> Running {
         let control = Control::new(self.definition.settings.stop.child_token());
-        let task = tokio::spawn(run(Arc::clone(&self.definition), control.clone()));
-        Running::new(control, task)
+        let definition = Arc::clone(&self.definition);
+        Running::start(control, |control| run(definition, control))
     }
 }
 

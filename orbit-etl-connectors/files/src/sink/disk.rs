@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use orbit_etl_core::checkpoint::{create_dir_durable, sync_dir};
 use orbit_etl_core::{Error, Result, ResultExt};
 
 use super::manifest::Staged;
@@ -43,7 +44,7 @@ impl Disk {
     /// Makes a folder and all above it.
     pub(crate) fn make_folder(&self, folder: &str) -> Result<()> {
         let dir = self.at(folder);
-        make_dirs(&dir).map_err(|e| from_io(e, "make a folder", dir.display()))
+        create_dir_durable(&dir).map_err(|e| from_io(e, "make a folder", dir.display()))
     }
 
     /// A new staged file.
@@ -144,7 +145,7 @@ impl Disk {
             if let Some(folder) = to.parent()
                 && !folders.contains(folder)
             {
-                make_dirs(folder).map_err(|e| from_io(e, "make a folder", folder.display()))?;
+                create_dir_durable(folder).map_err(|e| from_io(e, "make a folder", folder.display()))?;
                 let within = folder.ancestors().take_while(|dir| dir.starts_with(&self.root));
                 folders.extend(within.map(Path::to_path_buf));
             }
@@ -197,31 +198,10 @@ impl Disk {
     }
 }
 
-/// Syncs a folder, so that the names in it last.
-pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
-    if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
-}
-
 fn exists(path: &Path) -> Result<bool> {
     match fs::symlink_metadata(path) {
         Ok(_) => Ok(true),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(e) => Err(from_io(e, "look up a file", path.display())),
     }
-}
-
-/// Makes a directory and those above it, each durable in its parent.
-fn make_dirs(dir: &Path) -> io::Result<()> {
-    let missing: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.is_dir()).collect();
-    for dir in missing.into_iter().rev() {
-        match fs::create_dir(dir) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
-            Err(e) => return Err(e),
-            Ok(()) => {}
-        }
-        if let Some(parent) = dir.parent() {
-            sync_dir(parent)?;
-        }
-    }
-    Ok(())
 }

@@ -8,10 +8,10 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion_execution::memory_pool::MemoryReservation;
+use orbit_etl_core::checkpoint::sync_dir;
 use orbit_etl_core::{Epoch, Error, LaneId, Prepared, Result, SinkWriter, StreamId};
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::disk::sync_dir;
 use super::encode::{EncodeOptions, Encoder, describe};
 use super::layout::Names;
 use super::manifest::Staged;

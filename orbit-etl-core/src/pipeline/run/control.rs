@@ -41,9 +41,14 @@ pub struct Running {
 }
 
 impl Running {
-    pub(crate) fn new(control: Control, task: JoinHandle<Result<RunReport>>) -> Self {
+    /// Begins to look before the run begins, so that even a short one is seen.
+    pub(crate) fn start<R>(control: Control, run: impl FnOnce(Control) -> R) -> Self
+    where
+        R: Future<Output = Result<RunReport>> + Send + 'static,
+    {
         let progress = control.progress.subscribe();
-        Self { stop: control.stop, abort: control.abort, progress, task: Some(task) }
+        let (stop, abort) = (control.stop.clone(), control.abort.clone());
+        Self { stop, abort, progress, task: Some(tokio::spawn(run(control))) }
     }
 
     /// Tells the run to commit what it has read and then to stop. Where a node needs its whole input,

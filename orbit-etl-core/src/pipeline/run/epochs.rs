@@ -10,7 +10,7 @@ use tokio::time::MissedTickBehavior;
 use super::control::Control;
 use super::letters::Close;
 use super::reader::Order;
-use super::recover::{Recovered, Sessions, commit_staged};
+use super::recover::{Recovered, Sessions, commit_pending};
 use super::report::Message;
 use super::wire::Wired;
 use crate::checkpoint::{Claim, NodeCounts, Pending, State, is_undecided};
@@ -136,7 +136,9 @@ impl<'a> Epochs<'a> {
                 self.claim.collect().await.unwrap_or_else(|e| warn_collect(&e));
                 return Ok(Outcome::Completed);
             }
-            if let Some(node) = self.commit_wanted.take() {
+            if let Some(node) = self.commit_wanted.take()
+                && self.wired.splits.get(&node).is_some_and(|splits| splits.is_stuck())
+            {
                 if self.plan.held {
                     return Err(Error::unsupported(
                         "a split must wait until another is committed, but this pipeline commits only at its end",
@@ -258,10 +260,8 @@ impl<'a> Epochs<'a> {
         for (node, counts) in gathered.counts {
             *self.tally.counts.entry(self.plan.nodes[node].name.clone()).or_default() += counts;
         }
-        for (i, session) in self.sessions.iter_mut() {
-            let rejects = commit_staged(self.plan, *i, &mut self.state, session, &mut self.awaiting).await?;
-            self.carry.extend(rejects.into_iter().map(|r| (*i, r)));
-        }
+        let rejects = commit_pending(self.plan, &mut self.state, self.sessions, &mut self.awaiting).await?;
+        self.carry.extend(rejects);
         for (node, reject) in &self.carry {
             let name = &self.plan.nodes[*node].name;
             for counts in [&mut self.tally.counts, &mut self.state.totals] {

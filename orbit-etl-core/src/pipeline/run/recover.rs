@@ -214,7 +214,7 @@ fn check_target(plan: &Plan, i: usize, known: &Committed, state: &State) -> Resu
 
 /// Commits every pending epoch of the sinks that publish each, and all of them of those that publish
 /// at the end, if that was reached.
-async fn commit_pending(
+pub(crate) async fn commit_pending(
     plan: &Plan,
     state: &mut State,
     sessions: &mut Sessions,
@@ -230,7 +230,7 @@ async fn commit_pending(
 
 /// Commits what `state` has pending for one staged sink, and takes it out of the state unless its
 /// rejects are still to become dead letters.
-pub(crate) async fn commit_staged(
+async fn commit_staged(
     plan: &Plan,
     node: usize,
     state: &mut State,

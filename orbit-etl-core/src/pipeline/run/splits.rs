@@ -32,6 +32,8 @@ struct Board {
     /// Splits that name others which must be committed first.
     waiting: Vec<SplitId>,
     lanes: Vec<Lane>,
+    /// Came back while they were being revoked: read on from where the next barrier finds them.
+    coming_back: BTreeSet<SplitId>,
     /// Finished at the last barrier, to be reported as committed.
     finished: BTreeSet<SplitId>,
 }
@@ -41,10 +43,8 @@ struct Known {
     split: Split,
     position: Option<Position>,
     parked: bool,
-    /// A lane is told to leave it; parked only at the next barrier.
+    /// A lane is told to leave it, or has left it; where it stands is known at the next barrier.
     revoking: bool,
-    /// It came back before that: it is read on from the position of that barrier.
-    wanted_again: bool,
 }
 
 #[derive(Debug, Default)]
@@ -85,6 +85,7 @@ impl Splits {
             queue: VecDeque::new(),
             waiting: Vec::new(),
             lanes: (0..lanes).map(|_| Lane::default()).collect(),
+            coming_back: BTreeSet::new(),
             finished: BTreeSet::new(),
         };
         for SplitState { split, position, parked } in state.splits {
@@ -112,10 +113,10 @@ impl Splits {
             let known = board.known.entry(id.clone());
             let new = matches!(known, Entry::Vacant(_));
             let known = known.or_insert_with(|| Known::new(split));
-            if new || std::mem::take(&mut known.parked) {
+            if known.revoking {
+                board.coming_back.insert(id);
+            } else if new || std::mem::take(&mut known.parked) {
                 ready.push(id);
-            } else if known.revoking {
-                known.wanted_again = true;
             }
         }
         // Only now is it known which of them wait for one another.
@@ -151,11 +152,17 @@ impl Splits {
             .collect();
         let idle = open.is_empty() && board.queue.is_empty();
         LaneWork {
-            exhausted: idle && board.enumerated && board.waiting.is_empty(),
-            stuck: idle && !board.waiting.is_empty() && board.lanes.iter().all(|l| l.reading.is_empty()),
+            exhausted: idle && board.enumerated && board.waiting.is_empty() && board.coming_back.is_empty(),
+            stuck: board.is_stuck(),
             open,
             revoke,
         }
+    }
+
+    /// Whether only a commit can bring something to read. To be asked again when a lane's request is
+    /// handled: another lane's may have been heard before.
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.lock().is_stuck()
     }
 
     /// The lane reads this split no more; the other lanes may now be stuck.
@@ -165,9 +172,9 @@ impl Splits {
         if !split.bounded {
             board.lanes[lane].unbounded -= 1;
         }
-        let waiting = !board.waiting.is_empty();
+        let others_may_be_stuck = !board.waiting.is_empty() || !board.coming_back.is_empty();
         drop(board);
-        if waiting {
+        if others_may_be_stuck {
             self.wake();
         }
     }
@@ -183,18 +190,22 @@ impl Splits {
             }
             if finished {
                 board.known.remove(&id);
+                board.coming_back.remove(&id);
                 board.finished.insert(id);
-            } else if let Some(known) = board.known.get_mut(&id) {
+                continue;
+            }
+            let comes_back = parked && board.coming_back.remove(&id);
+            if let Some(known) = board.known.get_mut(&id) {
                 if position.is_some() {
                     known.position = position;
                 }
                 if parked {
                     known.revoking = false;
-                    known.parked = !std::mem::take(&mut known.wanted_again);
-                    if !known.parked {
-                        back.push(id);
-                    }
+                    known.parked = !comes_back;
                 }
+            }
+            if comes_back {
+                back.push(id);
             }
         }
         if !back.is_empty() {
@@ -247,11 +258,17 @@ impl Splits {
 
 impl Known {
     fn new(split: Split) -> Self {
-        Self { split, position: None, parked: false, revoking: false, wanted_again: false }
+        Self { split, position: None, parked: false, revoking: false }
     }
 }
 
 impl Board {
+    fn is_stuck(&self) -> bool {
+        let resting = |lane: &Lane| lane.reading.is_empty() && lane.to_open.is_empty();
+        let held_back = !self.waiting.is_empty() || !self.coming_back.is_empty();
+        held_back && self.queue.is_empty() && self.lanes.iter().all(resting)
+    }
+
     fn assign(&mut self, id: SplitId) {
         let Some(known) = self.known.get(&id) else { return };
         let held_back = |other: &SplitId| self.known.contains_key(other) || self.finished.contains(other);
@@ -266,6 +283,10 @@ impl Board {
     }
 
     fn revoke(&mut self, id: &SplitId) {
+        self.coming_back.remove(id);
+        if self.known.get(id).is_some_and(|known| known.revoking) {
+            return;
+        }
         self.queue.retain(|queued| queued != id);
         self.waiting.retain(|waiting| waiting != id);
         for lane in &mut self.lanes {
@@ -278,7 +299,6 @@ impl Board {
                 lane.to_revoke.push(id.clone());
                 if let Some(known) = self.known.get_mut(id) {
                     known.revoking = true;
-                    known.wanted_again = false;
                 }
                 return;
             }
