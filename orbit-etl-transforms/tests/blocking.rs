@@ -72,7 +72,7 @@ async fn unions_limits_and_unnest() {
     let out = both("SELECT id FROM orders UNION ALL SELECT id FROM customers ORDER BY id DESC LIMIT 2").await;
     assert_eq!(out, "+----+\n| id |\n+----+\n| 30 |\n| 20 |\n+----+");
     let rows = orders();
-    let sql = Sql::new("SELECT unnest(make_array(id, -id)) AS u FROM input");
+    let sql = Sql::new("SELECT unnest(make_array(id, -id)) AS u FROM input ORDER BY u");
     let out = blocked(&sql, &cx(), vec![(stream("src", &rows), vec![rows.clone()])]).await.unwrap();
     assert_eq!(crate::given::rows(&out), 8);
 }
@@ -170,15 +170,27 @@ async fn a_hash_join_that_does_not_fit_says_what_to_do() {
     assert_eq!(error.kind(), ErrorKind::Resources);
     assert!(error.to_string().contains("memory limit"), "{error}");
     assert!(error.to_string().contains("sort_merge"), "{error}");
+    assert!(error.context("operator").unwrap().contains("HashJoin"), "{error}");
+    assert!(error.to_string().contains("limit of 11 MiB"), "{error}");
 }
 
 #[tokio::test]
-async fn a_join_may_sort_and_merge() {
-    let cx = cx_with(48 << 20, 2, 1_024);
-    let out = blocked(&Sql::new(JOIN).with_joins(Joins::SortMerge), &cx, sides()).await.unwrap();
-    assert_eq!(out[0].column(0).as_primitive::<Int64Type>().value(0), 100_000);
-    assert_eq!(cx.memory().reserved(), 0);
-    assert_eq!(files_under(cx.spill_dir()), 0);
+async fn a_join_may_sort_and_merge_in_little_memory() {
+    for lanes in [1, 2, 4] {
+        let cx = cx_with(10 << 20, lanes, 1_024);
+        let out = blocked(&Sql::new(JOIN).with_joins(Joins::SortMerge), &cx, sides()).await.unwrap();
+        assert_eq!(out[0].column(0).as_primitive::<Int64Type>().value(0), 100_000, "{lanes}");
+        assert_eq!(cx.memory().reserved(), 0);
+        assert_eq!(files_under(cx.spill_dir()), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_merging_join_that_does_not_fit_says_what_it_needs() {
+    let cx = cx_with(1 << 20, 2, 1_024);
+    let error = blocked(&Sql::new(JOIN).with_joins(Joins::SortMerge), &cx, sides()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Resources);
+    assert!(error.to_string().contains(" MiB"), "{error}");
 }
 
 #[tokio::test]
