@@ -4,6 +4,7 @@ mod delivery;
 mod failure;
 mod graph;
 mod histories;
+mod many_splits;
 mod rejects;
 mod support;
 mod unbounded;
