@@ -144,7 +144,7 @@ impl Reader {
             open.open(split, after, events);
         }
         for split in open.revoke(&work.revoke) {
-            self.splits.closed(self.lane, &split);
+            self.splits.closed(self.lane, &split, false);
         }
         if work.exhausted && open.is_empty() && !*ended {
             *ended = true;
@@ -168,7 +168,7 @@ impl Reader {
         let event = event
             .unwrap_or_else(|| Err(Error::internal("the source's stream broke off without an end")))
             .with("split", &now.split.id)?;
-        let mut closed = None;
+        let mut ended = None;
         match event {
             SourceEvent::Batch { stream, batch, position } => {
                 let batch = self.narrowed(now, stream, batch).with("stream", stream.0)?;
@@ -189,14 +189,14 @@ impl Reader {
             }
             SourceEvent::Watermark { stream, micros } => open.watermark(slot, stream, micros),
             SourceEvent::Progress(position) => open.moved(slot, Some(position)),
-            SourceEvent::Finished => closed = open.finished(slot),
+            SourceEvent::Finished => ended = open.finished(slot),
         }
-        let closed = closed.or_else(|| open.let_go(slot));
-        if let Some(split) = &closed {
-            self.splits.closed(self.lane, split);
+        let left = open.let_go(slot);
+        if let Some(split) = ended.as_ref().or(left.as_ref()) {
+            self.splits.closed(self.lane, split, ended.is_some());
         }
         self.tell_watermark(open.lowest(), told).await?;
-        Ok(closed.is_some())
+        Ok(ended.is_some() || left.is_some())
     }
 
     fn narrowed(&self, now: &mut OpenSplit, stream: StreamId, batch: RecordBatch) -> Result<RecordBatch> {
