@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::delivery::Guarantee;
+use super::lanes::Deal;
 use super::options::Again;
 use super::plan::{Plan, PlanNode, Role};
 use crate::connector::StreamInfo;
@@ -100,8 +101,23 @@ fn explain_node(plan: &Plan, node: &PlanNode) -> ExplainedNode {
                 notes.push(format!("runs in the task of {}", plan.nodes[*before].name));
             }
         }
-        Role::Sink { mode, guarantee: promised, .. } => {
+        Role::Sink { mode, guarantee: promised, deals, .. } => {
             notes.push(format!("commit: {mode}"));
+            for (deal, input) in deals.iter().zip(&node.inputs) {
+                let (from, name) = (&plan.nodes[input.node].name, &input.stream.name);
+                match deal {
+                    Deal::ByLane => {}
+                    Deal::InTurn => {
+                        notes.push(format!("{name}: batches of {from} are dealt out to {} lanes", node.lanes));
+                    }
+                    Deal::Ordered => {
+                        notes.push(format!("{name}: stays in the lanes of {from}, whose rows have an order"));
+                    }
+                    Deal::Needed => {
+                        notes.push(format!("{name}: stays in the lanes of {from}: the sink needs its order"));
+                    }
+                }
+            }
             guarantee = Some(promised.clone());
         }
     }

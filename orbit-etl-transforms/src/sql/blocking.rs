@@ -7,7 +7,7 @@ use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion::physical_plan::execute_stream;
 use futures::stream::{BoxStream, StreamExt, TryStreamExt};
-use orbit_etl_core::{BlockingOperator, Context, Error, Result, StreamInfo};
+use orbit_etl_core::{BlockingOperator, Context, Error, Output, Result, StreamInfo};
 
 use super::feed::{self, FirstError, Many, Once};
 use super::input::{InputTable, Rows};
@@ -33,7 +33,8 @@ impl BlockingOperator for Whole {
     async fn run(
         self: Box<Self>,
         inputs: Vec<BoxStream<'static, Result<RecordBatch>>>,
-    ) -> Result<BoxStream<'static, Result<(usize, RecordBatch)>>> {
+        out: &mut Output<'_>,
+    ) -> Result<()> {
         let Self { sql, cx, inputs: infos } = *self;
         if inputs.len() != infos.len() {
             return Err(Error::internal("a query got another number of inputs than it was started with"));
@@ -62,7 +63,11 @@ impl BlockingOperator for Whole {
             .map_err(move |e| errors.take().unwrap_or_else(|| error::running(&e)))
             .map(move |batch| batch.and_then(|b| announced(&b, &schema)))
             .boxed();
-        Ok(until_cancelled(rows, cx).map_ok(|batch| (0, batch)).boxed())
+        let mut rows = until_cancelled(rows, cx);
+        while let Some(batch) = rows.try_next().await? {
+            out.emit(0, batch).await?;
+        }
+        Ok(())
     }
 }
 

@@ -203,6 +203,11 @@ impl Transform for Sql {
         Ok(planned.program()?.is_none())
     }
 
+    /// A query with an `ORDER BY` that reaches its result.
+    async fn ordered(&self, cx: &Context, inputs: &[StreamInfo]) -> Result<bool> {
+        Planned::new(self, cx, inputs).await?.ordered(inputs).await
+    }
+
     async fn scan(&self, cx: &Context, inputs: &[StreamInfo], input: usize) -> Result<ScanRequest> {
         scan::wish(self, cx, inputs, input).await
     }

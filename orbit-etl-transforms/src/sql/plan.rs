@@ -14,7 +14,7 @@ use datafusion::execution::memory_pool::MemoryLimit;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::{Expr, LogicalPlan, TableScan};
-use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use datafusion::prelude::SessionConfig;
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
@@ -103,6 +103,16 @@ impl Planned {
             .create_physical_plan(&self.optimized, &self.state)
             .await
             .map_err(|e| error::planning(&e, inputs))
+    }
+
+    /// Whether the query asks for an order and the result has one. An order that only comes of how the
+    /// plan works is not what was asked for.
+    pub(super) async fn ordered(&self, inputs: &[StreamInfo]) -> Result<bool> {
+        let asked = self
+            .written
+            .exists(|plan| Ok(matches!(plan, LogicalPlan::Sort(_))))
+            .map_err(|e| error::planning(&e, inputs))?;
+        Ok(asked && self.physical(inputs).await?.output_ordering().is_some())
     }
 
     /// The session that it was planned in.

@@ -55,13 +55,23 @@ pub(crate) fn edge(bytes: usize) -> (Sender, Receiver) {
 }
 
 impl Sender {
+    /// The credit that a batch takes.
+    pub(crate) fn cost(&self, batch: &RecordBatch) -> u32 {
+        // At least a KiB, so that no flood of empty rows gets through for nothing.
+        let cost = estimated_bytes(batch).clamp(1_024.min(self.bytes), self.bytes);
+        u32::try_from(cost).unwrap_or(u32::MAX)
+    }
+
+    /// Whether so much credit is there.
+    pub(crate) fn has_room(&self, cost: u32) -> bool {
+        self.credit.available_permits() >= cost as usize
+    }
+
     /// Waits for credit and hands the item over.
     pub(crate) async fn send(&self, item: Item) -> Result<()> {
         let permit = match &item {
             Item::Batch { batch, .. } => {
-                // At least a KiB, so that no flood of empty rows gets through for nothing.
-                let cost = estimated_bytes(batch).clamp(1_024.min(self.bytes), self.bytes);
-                let cost = u32::try_from(cost).unwrap_or(u32::MAX);
+                let cost = self.cost(batch);
                 let credit = Arc::clone(&self.credit);
                 Some(credit.acquire_many_owned(cost).await.map_err(|_| gone())?)
             }

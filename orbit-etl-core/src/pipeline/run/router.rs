@@ -24,6 +24,9 @@ pub(crate) struct Router {
 pub(crate) enum Route {
     /// All rows go along one edge.
     Whole { edge: usize, port: usize },
+    /// Each batch goes along one of the edges: in turn, but for those that are full while another
+    /// isn't.
+    InTurn { edges: Vec<usize>, port: usize, next: usize },
     /// Each row goes to the lane that owns its key group; one edge per lane.
     Keyed { edges: Vec<usize>, port: usize, keys: Keys },
 }
@@ -42,6 +45,16 @@ impl Router {
                 Route::Whole { edge, port } => {
                     self.edges[*edge].send(Item::Batch { port: *port, batch: batch.clone() }).await?;
                 }
+                Route::InTurn { edges, port, next } => {
+                    let count = edges.len();
+                    let cost = self.edges[edges[*next]].cost(&batch);
+                    let lane = (0..count)
+                        .map(|step| (*next + step) % count)
+                        .find(|lane| self.edges[edges[*lane]].has_room(cost))
+                        .unwrap_or(*next);
+                    *next = (lane + 1) % count;
+                    self.edges[edges[lane]].send(Item::Batch { port: *port, batch: batch.clone() }).await?;
+                }
                 Route::Keyed { edges, port, keys } => {
                     for (lane, rows) in keys.partition(&batch, edges.len())? {
                         self.edges[edges[lane]].send(Item::Batch { port: *port, batch: rows }).await?;
@@ -56,6 +69,7 @@ impl Router {
         for route in self.routes.get_mut(output).into_iter().flatten() {
             let (edges, port) = match route {
                 Route::Whole { edge, port } => (std::slice::from_ref(edge), *port),
+                Route::InTurn { edges, port, .. } => (edges.as_slice(), *port),
                 Route::Keyed { edges, port, keys } => {
                     *keys = Keys::new(keys.columns.clone(), schema)?;
                     (edges.as_slice(), *port)

@@ -22,6 +22,7 @@ use crate::context::Context;
 use crate::error::{Error, Result, ResultExt};
 use crate::fault::{DeadLetters, RejectPort};
 use crate::observe::{Counter, NodeMetrics};
+use crate::pipeline::lanes::Deal;
 use crate::pipeline::options::{Action, OnError};
 use crate::pipeline::plan::{Plan, PlanNode, Role};
 use crate::sink::{CommitMode, Epoch, LaneId};
@@ -143,6 +144,7 @@ impl Wiring<'_> {
                         spooled: *spooled,
                         operator,
                         router: routers.remove(&(i, 0)).unwrap_or_default(),
+                        rejects: port(node),
                         live: Arc::clone(&wired.metrics[i]),
                         coordinator: coordinator.clone(),
                     };
@@ -293,6 +295,10 @@ impl Wiring<'_> {
                                     .with("node", &reader.name)?;
                                 let edges = (0..reader.lanes).map(|l| to(place_of(l))).collect();
                                 consumers.push(Route::Keyed { edges, port, keys });
+                            }
+                            Role::Sink { deals, .. } if deals.get(port) == Some(&Deal::InTurn) => {
+                                let edges = (0..reader.lanes).map(|l| to(place_of(l))).collect();
+                                consumers.push(Route::InTurn { edges, port, next: lane % reader.lanes });
                             }
                             _ => {
                                 let edge = to(place_of(lane % reader.lanes));
