@@ -6,6 +6,7 @@ mod failure;
 mod graph;
 mod histories;
 mod many_splits;
+mod protocol;
 mod rejects;
 mod support;
 mod unbounded;
