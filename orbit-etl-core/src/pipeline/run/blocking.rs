@@ -79,7 +79,7 @@ impl Blocking {
         let mut inputs: Vec<SharedGate> = Vec::new();
         let mut streams = Vec::new();
         for gate in std::mem::take(&mut self.gates) {
-            let counter = Counter::new(Arc::clone(&self.live));
+            let counter = Counter::new(&self.live);
             let input = Arc::new(Mutex::new(Input { gate, counter, ended: false }));
             inputs.push(Arc::clone(&input));
             if self.spooled {
@@ -95,7 +95,7 @@ impl Blocking {
                 streams.push(read(input));
             }
         }
-        let counter = Counter::new(Arc::clone(&self.live));
+        let counter = Counter::new(&self.live);
         let mut next = Next { router: self.router, rejects: self.rejects, counter };
         self.operator.run(streams, &mut Output::new(&mut next)).await?;
         let Next { mut router, mut rejects, mut counter } = next;
@@ -136,8 +136,9 @@ struct Next {
 #[async_trait]
 impl Downstream for Next {
     async fn push(&mut self, output: usize, batch: RecordBatch) -> Result<()> {
-        self.counter.rows_out(batch.num_rows() as u64, estimated_bytes(&batch) as u64);
-        self.router.batch(output, batch).await
+        let bytes = estimated_bytes(&batch);
+        self.counter.rows_out(batch.num_rows() as u64, bytes as u64);
+        self.router.batch(output, batch, bytes).await
     }
 
     async fn reject(&mut self, reject: Reject) -> Result<()> {

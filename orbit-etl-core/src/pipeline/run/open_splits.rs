@@ -144,8 +144,7 @@ impl OpenSplits {
         closing: bool,
         cx: &mut Context<'_>,
     ) -> Poll<(usize, Option<Result<SourceEvent>>)> {
-        self.woken.lane.register(cx.waker());
-        if self.woken.any.swap(false, Ordering::AcqRel) {
+        if self.woken.any.load(Ordering::Acquire) && self.woken.any.swap(false, Ordering::AcqRel) {
             let mut turns = self.woken.turns.lock().unwrap_or_else(PoisonError::into_inner);
             self.ready.extend(turns.drain(..));
         }
@@ -166,6 +165,7 @@ impl OpenSplits {
                 return Poll::Ready((turn.0, event));
             }
         }
+        self.woken.lane.register(cx.waker());
         if self.woken.any.load(Ordering::Acquire) {
             cx.waker().wake_by_ref();
         }

@@ -216,8 +216,9 @@ impl Reader {
             return Ok(());
         }
         self.counter.rows_in(rows);
-        self.counter.rows_out(rows, estimated_bytes(&batch) as u64);
-        self.router.batch(stream.0, batch).await
+        let bytes = estimated_bytes(&batch);
+        self.counter.rows_out(rows, bytes as u64);
+        self.router.batch(stream.0, batch, bytes).await
     }
 
     async fn reject(&mut self, split: &SplitId, rejects: Vec<Reject>) -> Result<()> {

@@ -89,7 +89,7 @@ impl Wiring<'_> {
         };
         for (i, node) in plan.nodes.iter().enumerate() {
             let cx = self.cx.for_node(&node.name);
-            let counter = || Counter::new(Arc::clone(&wired.metrics[i]));
+            let counter = || Counter::new(&wired.metrics[i]);
             match &node.role {
                 Role::Source { source, scans, .. } => {
                     let splits =
@@ -157,8 +157,8 @@ impl Wiring<'_> {
                     for lane in 0..node.lanes {
                         let mut links = Vec::with_capacity(members.len());
                         for member in &members {
-                            let live = Arc::clone(&wired.metrics[*member]);
-                            links.push(self.link(*member, lane, port(&plan.nodes[*member]), live).await?);
+                            let counter = Counter::new(&wired.metrics[*member]);
+                            links.push(self.link(*member, lane, port(&plan.nodes[*member]), counter).await?);
                         }
                         let chain = Chain {
                             gate: Gate::new(gates.remove(&(i, lane, 0)).unwrap_or_default()),
@@ -225,7 +225,7 @@ impl Wiring<'_> {
         node: usize,
         lane: usize,
         rejects: RejectPort,
-        live: Arc<NodeMetrics>,
+        counter: Counter,
     ) -> Result<Link> {
         let planned = &self.plan.nodes[node];
         let Role::Transform { transform, distribution, .. } = &planned.role else {
@@ -252,7 +252,7 @@ impl Wiring<'_> {
             operator,
             distribution: distribution.clone(),
             rejects,
-            counter: Counter::new(live),
+            counter,
         })
     }
 
