@@ -103,7 +103,9 @@ impl Claim {
         let checked = self.log.check_newest(self.last).await;
         if self.in_doubt && checked.as_ref().is_err_and(|e| e.kind() == ErrorKind::Fenced) {
             let newest = self.log.newest().await?;
-            if newest.is_some_and(|entry| entry.number == self.last.saturating_add(1) && entry.run == self.run) {
+            if newest
+                .is_some_and(|entry| entry.number == self.last.saturating_add(1) && entry.run == self.run)
+            {
                 return Ok(());
             }
         }

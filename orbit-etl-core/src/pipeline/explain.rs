@@ -104,17 +104,15 @@ fn explain_node(plan: &Plan, node: &PlanNode) -> ExplainedNode {
         Role::Sink { mode, guarantee: promised, deals, .. } => {
             notes.push(format!("commit: {mode}"));
             for (deal, input) in deals.iter().zip(&node.inputs) {
-                let (from, name) = (&plan.nodes[input.node].name, &input.stream.name);
+                let name = &input.stream.name;
                 match deal {
                     Deal::ByLane => {}
                     Deal::InTurn => {
-                        notes.push(format!("{name}: batches of {from} are dealt out to {} lanes", node.lanes));
+                        notes.push(format!("{name}: dealt out to {} lanes, batch by batch", node.lanes));
                     }
-                    Deal::Ordered => {
-                        notes.push(format!("{name}: stays in the lanes of {from}, whose rows have an order"));
-                    }
+                    Deal::Ordered => notes.push(format!("{name}: in few lanes, as its rows have an order")),
                     Deal::Needed => {
-                        notes.push(format!("{name}: stays in the lanes of {from}: the sink needs its order"));
+                        notes.push(format!("{name}: in few lanes, as the sink needs the order of its rows"))
                     }
                 }
             }

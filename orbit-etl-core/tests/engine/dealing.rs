@@ -12,9 +12,10 @@ use orbit_etl_core::host::Map;
 use orbit_etl_core::memory::{MemorySink, MemoryTable};
 use orbit_etl_core::model::Role;
 use orbit_etl_core::{
-    BlockingOperator, CheckpointRecord, CommitMode, Committable, Committed, Connector, ConnectorInfo, Context,
-    Discard, Distribution, Epoch, Health, LaneId, Lineage, Operator, Output, Pipeline, PipelineBuilder, Prepared,
-    Reject, Result, Sink, SinkSession, SinkWriter, Started, StreamId, StreamInfo, Transform,
+    BlockingOperator, CheckpointRecord, CommitMode, Committable, Committed, Connector, ConnectorInfo,
+    Context, Discard, Distribution, Epoch, Health, LaneId, Lineage, Operator, Output, Pipeline,
+    PipelineBuilder, Prepared, Reject, Result, Sink, SinkSession, SinkWriter, Started, StreamId, StreamInfo,
+    Transform,
 };
 
 use super::support::{all_ids, numbers, schema, soon};
@@ -202,7 +203,7 @@ async fn rows_without_an_order_are_written_by_all_lanes() {
             let pipeline = builder.sink("out", sink.clone()).build().unwrap();
             let plan = pipeline.explain().await.unwrap();
             assert_eq!((plan.node("one").unwrap().lanes, plan.node("out").unwrap().lanes), (1, 3));
-            assert!(plan.to_string().contains("are dealt out to 3 lanes"), "{plan}");
+            assert!(plan.to_string().contains("dealt out to 3 lanes"), "{plan}");
             soon(pipeline.run()).await.unwrap();
             assert_eq!(all_ids(&table), (0..300).collect::<Vec<_>>());
             let lanes = sink.lanes.lock().unwrap();
@@ -214,10 +215,10 @@ async fn rows_without_an_order_are_written_by_all_lanes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_with_an_order_stay_in_it() {
     let cases = [
-        (OneLane { ordered: true, ..FREE }, "whose rows have an order"),
-        (OneLane { ordered: true, blocking: false, ..FREE }, "whose rows have an order"),
-        (OneLane { keys: true, ..FREE }, "the sink needs its order"),
-        (OneLane { changes: true, ..FREE }, "the sink needs its order"),
+        (OneLane { ordered: true, ..FREE }, "its rows have an order"),
+        (OneLane { ordered: true, blocking: false, ..FREE }, "its rows have an order"),
+        (OneLane { keys: true, ..FREE }, "the sink needs the order"),
+        (OneLane { changes: true, ..FREE }, "the sink needs the order"),
     ];
     for (transform, why) in cases {
         let table = MemoryTable::new();

@@ -20,8 +20,8 @@ use orbit_etl_core::memory::{MemorySink, MemorySource, MemoryTable};
 use orbit_etl_core::{
     CheckpointRecord, CommitMode, Committable, Committed, Connector, ConnectorInfo, Context, Discard, Epoch,
     Error, ErrorKind, Health, LaneId, Lineage, OnError, Pipeline, PipelineBuilder, Position, Prepared,
-    Publication, Reject, Replay, Restart, Result, Running, ScanRequest, Sink, SinkSession, SinkWriter, Source,
-    SourceEvent, Split, SplitChange, StreamId, StreamInfo,
+    Publication, Reject, Replay, Restart, Result, Running, ScanRequest, Sink, SinkSession, SinkWriter,
+    Source, SourceEvent, Split, SplitChange, StreamId, StreamInfo,
 };
 use serde_json::json;
 
@@ -219,10 +219,7 @@ fn somebody_else_claims(store: &Arc<InMemory>) -> BoxFuture<'static, Result<()>>
 
 async fn until(running: &Running, mut done: impl FnMut(u64) -> bool) {
     let mut progress = std::pin::pin!(running.progress());
-    soon(async {
-        while !done(progress.next().await.expect("the run goes on").epoch) {}
-    })
-    .await;
+    soon(async { while !done(progress.next().await.expect("the run goes on").epoch) {} }).await;
 }
 
 fn every_tenth(batch: &RecordBatch, row: usize) -> Option<String> {
@@ -303,7 +300,12 @@ async fn an_overwrite_of_several_epochs_and_runs_is_published_whole() {
             let from = (run * 2 + part) * 10;
             feed.push("s", rows(from, from + 10)).unwrap();
             // Two epochs with rows in each run.
-            until(&running, |epoch| epoch > std::mem::replace(&mut seen, epoch.max(seen))).await;
+            until(&running, |epoch| {
+                let newer = epoch > seen;
+                seen = seen.max(epoch);
+                newer
+            })
+            .await;
         }
         assert_eq!(table.rows(), 0);
         if run < 2 {
@@ -356,7 +358,12 @@ async fn an_old_copy_of_the_state_is_refused() {
         }
     }
     let error = soon(over("old").run()).await.unwrap_err();
-    assert_eq!((error.kind(), error.context("node")), (ErrorKind::Conflict, Some("out")), "{}", error.report());
+    assert_eq!(
+        (error.kind(), error.context("node")),
+        (ErrorKind::Conflict, Some("out")),
+        "{}",
+        error.report()
+    );
     assert!(error.context("target's epoch").is_some());
     assert_eq!(table.rows(), 20);
 }

@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use futures::stream::{BoxStream, StreamExt};
 use orbit_etl_core::memory::{MemorySink, MemorySource, MemoryTable};
 use orbit_etl_core::{
-    BlockingOperator, CommitMode, ConnectorInfo, Context, ErrorKind, OnError, Output, Payload, Pipeline, Reject,
-    Result, Started, StreamInfo, Transform,
+    BlockingOperator, CommitMode, ConnectorInfo, Context, ErrorKind, OnError, Output, Payload, Pipeline,
+    Reject, Result, Started, StreamInfo, Transform,
 };
 
 use super::support::{all_ids, numbers, rows, schema, soon};
@@ -164,7 +164,9 @@ impl BlockingOperator for Picky {
                         out.reject(Reject::new(ErrorKind::Data, why, Payload::Rows(one))).await?;
                     }
                     // As an aggregate would, it makes other rows than it was given.
-                    None if row % 2 == 0 => out.emit(0, batch.slice(row, 2.min(batch.num_rows() - row))).await?,
+                    None if row % 2 == 0 => {
+                        out.emit(0, batch.slice(row, 2.min(batch.num_rows() - row))).await?
+                    }
                     None => out.filtered(1),
                 }
             }

@@ -65,10 +65,7 @@ pub(crate) fn edge(bytes: usize) -> (Sender, Receiver) {
         gone: AtomicBool::new(false),
         producer: AtomicWaker::new(),
     });
-    (
-        Sender { items: sender, credit: Arc::clone(&credit) },
-        Receiver { items: receiver, credit, held: 0 },
-    )
+    (Sender { items: sender, credit: Arc::clone(&credit) }, Receiver { items: receiver, credit, held: 0 })
 }
 
 impl Credit {

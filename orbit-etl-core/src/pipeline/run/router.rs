@@ -95,7 +95,9 @@ impl Router {
 impl Route {
     async fn send(&mut self, senders: &mut [Sender], batch: RecordBatch, bytes: usize) -> Result<()> {
         match self {
-            Self::Whole { edge, port } => senders[*edge].send(Item::Batch { port: *port, batch, bytes }).await,
+            Self::Whole { edge, port } => {
+                senders[*edge].send(Item::Batch { port: *port, batch, bytes }).await
+            }
             Self::InTurn { edges, port, next } => {
                 let count = edges.len();
                 let lane = (0..count)

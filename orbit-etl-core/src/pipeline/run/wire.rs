@@ -220,13 +220,7 @@ impl Wiring<'_> {
         Ok((letters, Some(close)))
     }
 
-    async fn link(
-        &self,
-        node: usize,
-        lane: usize,
-        rejects: RejectPort,
-        counter: Counter,
-    ) -> Result<Link> {
+    async fn link(&self, node: usize, lane: usize, rejects: RejectPort, counter: Counter) -> Result<Link> {
         let planned = &self.plan.nodes[node];
         let Role::Transform { transform, distribution, .. } = &planned.role else {
             return Err(Error::internal("only transforms are chained").with("node", &planned.name));
