@@ -6,6 +6,7 @@ use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::Int64Type;
 use futures::stream::StreamExt;
 use orbit_etl_core::model::Role;
+use orbit_etl_core::pipeline::Collected;
 use orbit_etl_core::{ContextBuilder, Error, ErrorKind, Started, StreamInfo, Transform};
 use orbit_etl_transforms::Sql;
 use orbit_etl_transforms::sql::Joins;
@@ -219,16 +220,10 @@ async fn an_inputs_error_comes_out_as_it_went_in() {
             Ok(rows.clone()),
             Err(Error::unavailable("the server went away").with("host", "db1")),
         ]);
-        let mut out = operator.run(vec![failing.boxed()]).await.unwrap();
-        let error = loop {
-            match out.next().await.expect("the error comes out") {
-                Ok(_) => {}
-                Err(error) => break error,
-            }
-        };
+        let mut out = Collected::default();
+        let error = operator.run(vec![failing.boxed()], &mut out.output()).await.unwrap_err();
         assert_eq!((error.kind(), error.context("host")), (ErrorKind::Unavailable, Some("db1")), "{query}");
         assert!(error.is_retryable());
-        assert!(out.next().await.is_none(), "an error is the end");
     }
 }
 
@@ -240,9 +235,12 @@ async fn stops_when_the_run_does() {
     let infos = [stream("src", &rows)];
     let sql = Sql::new("SELECT id FROM input ORDER BY id");
     let Started::Blocking(operator) = sql.start(&cx, &infos).await.unwrap() else { panic!("streaming") };
-    let mut out = operator.run(vec![futures::stream::pending().boxed()]).await.unwrap();
+    let mut out = Collected::default();
+    let mut out = out.output();
+    let mut running = operator.run(vec![futures::stream::pending().boxed()], &mut out);
+    assert!(futures::poll!(&mut running).is_pending());
     token.cancel();
-    assert_eq!(out.next().await.unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
+    assert_eq!(running.await.unwrap_err().kind(), ErrorKind::Cancelled);
 }
 
 #[tokio::test]
@@ -253,8 +251,9 @@ async fn a_limit_leaves_the_rest_unread() {
     let Started::Blocking(operator) = sql.start(&cx(), &infos).await.unwrap() else { panic!("streaming") };
     let batch = rows.clone();
     let endless = futures::stream::repeat_with(move || Ok(batch.clone())).boxed();
-    let out: Vec<_> = operator.run(vec![endless]).await.unwrap().collect().await;
-    assert_eq!(out.iter().map(|b| b.as_ref().unwrap().1.num_rows()).sum::<usize>(), 2);
+    let mut out = Collected::default();
+    operator.run(vec![endless], &mut out.output()).await.unwrap();
+    assert_eq!(out.batches.iter().map(|(_, b)| b.num_rows()).sum::<usize>(), 2);
 }
 
 #[tokio::test]

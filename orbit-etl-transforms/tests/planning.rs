@@ -162,3 +162,25 @@ async fn an_error_says_where_it_stands_and_which_name_is_near() {
     let error = Sql::new("SELECT elephant FROM orders").outputs(&cx(), &inputs).await.unwrap_err();
     assert!(!error.to_string().contains("did you mean"), "nothing is near: {error}");
 }
+
+#[tokio::test]
+async fn only_an_order_that_was_asked_for_and_reaches_the_result_counts() {
+    let two = [StreamInfo::new("l", rows().schema()), StreamInfo::new("r", rows().schema())];
+    let join = "SELECT l.a, r.b FROM l JOIN r ON l.a = r.a";
+    for (query, joins, ordered) in [
+        (join.to_owned(), Joins::Hash, false),
+        // Sorted as the join works, but nobody asked for it.
+        (join.to_owned(), Joins::SortMerge, false),
+        (format!("{join} ORDER BY l.a"), Joins::Hash, true),
+        (format!("{join} ORDER BY r.b DESC LIMIT 10"), Joins::Hash, true),
+        // The order of a subquery binds nobody.
+        ("SELECT a + 1 AS c FROM (SELECT l.a FROM l, r ORDER BY l.a)".to_owned(), Joins::Hash, false),
+        ("SELECT l.a, count(r.b) AS n FROM l, r GROUP BY l.a".to_owned(), Joins::Hash, false),
+        ("SELECT l.a, sum(r.a) OVER (ORDER BY l.a) AS s FROM l, r".to_owned(), Joins::Hash, false),
+        ("SELECT l.a FROM l, r LIMIT 10".to_owned(), Joins::Hash, false),
+        ("SELECT a FROM l UNION ALL SELECT a FROM r".to_owned(), Joins::Hash, false),
+    ] {
+        let sql = Sql::new(query.as_str()).with_joins(joins);
+        assert_eq!(sql.ordered(&cx(), &two).await.unwrap(), ordered, "{query}");
+    }
+}

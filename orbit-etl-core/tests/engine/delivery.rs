@@ -66,6 +66,7 @@ async fn the_state_in_a_directory_outlives_the_pipeline_value() {
         .unwrap();
     let error = soon(forgetful.run()).await.unwrap_err();
     assert_eq!((error.kind(), error.context("node")), (ErrorKind::Conflict, Some("out")));
+    assert!(error.context("target's lineage").is_some(), "{error}");
     assert_eq!(table.rows(), 50, "the target is as it was");
 }
 

@@ -10,7 +10,7 @@ use datafusion::error::DataFusionError;
 use datafusion::physical_plan::execute_stream;
 use futures::FutureExt;
 use futures::stream::{BoxStream, StreamExt, TryStreamExt};
-use orbit_etl_core::{BlockingOperator, Context, Error, Result, StreamInfo};
+use orbit_etl_core::{BlockingOperator, Context, Error, Output, Result, StreamInfo};
 
 use super::error::{Panicked, Suspects};
 use super::feed::{self, FirstError, Many, Once};
@@ -37,7 +37,8 @@ impl BlockingOperator for Whole {
     async fn run(
         self: Box<Self>,
         inputs: Vec<BoxStream<'static, Result<RecordBatch>>>,
-    ) -> Result<BoxStream<'static, Result<(usize, RecordBatch)>>> {
+        out: &mut Output<'_>,
+    ) -> Result<()> {
         let Self { sql, cx, inputs: infos } = *self;
         if inputs.len() != infos.len() {
             return Err(Error::internal("a query got another number of inputs than it was started with"));
@@ -72,7 +73,11 @@ impl BlockingOperator for Whole {
             .map_err(move |e| errors.take().unwrap_or_else(|| failed(e)))
             .map(move |batch| batch.and_then(|b| announced(&b, &schema)))
             .boxed();
-        Ok(until_cancelled(rows, cx).map_ok(|batch| (0, batch)).boxed())
+        let mut rows = until_cancelled(rows, cx);
+        while let Some(batch) = rows.try_next().await? {
+            out.emit(0, batch).await?;
+        }
+        Ok(())
     }
 }
 

@@ -244,6 +244,11 @@ impl Transform for Sql {
         Ok(self.planned(cx, inputs).await?.program().is_none())
     }
 
+    /// A query with an `ORDER BY` that reaches its result.
+    async fn ordered(&self, cx: &Context, inputs: &[StreamInfo]) -> Result<bool> {
+        Ok(self.planned(cx, inputs).await?.ordered)
+    }
+
     async fn scan(&self, cx: &Context, inputs: &[StreamInfo], input: usize) -> Result<ScanRequest> {
         scan::wish(self, cx, inputs, input).await
     }

@@ -14,7 +14,7 @@ use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
 use datafusion::execution::{FunctionRegistry, TaskContext};
 use datafusion::logical_expr::{Expr, LogicalPlan, TableScan, Volatility};
-use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use datafusion::prelude::SessionConfig;
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
@@ -38,6 +38,9 @@ pub(super) struct Planned {
     pub(super) optimized: LogicalPlan,
     /// What comes out.
     pub(super) schema: SchemaRef,
+    /// Whether the query asks for an order and the result has one. An order that only comes of how the
+    /// plan works is not what was asked for.
+    pub(super) ordered: bool,
     program: Option<Arc<Program>>,
 }
 
@@ -84,11 +87,13 @@ impl Planned {
         unique(&schema)?;
         // What can't be run is told now.
         let physical = physical(&state, &optimized).await.map_err(fail)?;
+        let asked = written.exists(|plan| Ok(matches!(plan, LogicalPlan::Sort(_)))).map_err(fail)?;
+        let ordered = asked && physical.output_ordering().is_some();
         let program = match row_wise(&written).map_err(fail)? {
             true => Program::compile(&physical, &schema, &state.task_ctx(), sql.functions.scalar_names())?,
             false => None,
         };
-        Ok(Self { written, optimized, schema, program: program.map(Arc::new) })
+        Ok(Self { written, optimized, schema, ordered, program: program.map(Arc::new) })
     }
 
     /// The physical plan for a run whose inputs have these rows.
