@@ -1,5 +1,6 @@
 //! The engine over model sources and sinks of every kind.
 
+mod again;
 mod dealing;
 mod delivery;
 mod failure;

@@ -71,6 +71,8 @@ pub(crate) struct Tally {
     pub(crate) epochs: u64,
     /// Epochs committed since the last restart.
     pub(crate) since_restart: u64,
+    /// The first epoch whose checkpoint was sent and says that the generation was read to its end.
+    pub(crate) completed: Option<Epoch>,
 }
 
 /// What an epoch brought, while the tasks report.
@@ -226,7 +228,8 @@ impl<'a> Epochs<'a> {
         let mut gathered = self.gather(epoch, last).await?;
         let letters = self.close_letters(epoch, &mut gathered).await?;
         self.check_conservation(&gathered)?;
-        let mut next = self.next_state(epoch, complete, &mut gathered);
+        // Read to its end once is read to its end, though the host stop a run that takes it up again.
+        let mut next = self.next_state(epoch, complete || self.state.complete, &mut gathered);
         self.check_share(&gathered)?;
         let mut staged = self.stage(epoch, &mut next, std::mem::take(&mut gathered.prepared), letters);
         if self.is_empty(&next, &staged) {
@@ -246,6 +249,9 @@ impl<'a> Epochs<'a> {
             self.commit_now(node, epoch, &record, committables).await?;
         }
         self.sent = epoch;
+        if next.complete {
+            self.tally.completed.get_or_insert(epoch);
+        }
         match self.plan.keeper {
             Some(keeper) => {
                 let committables = staged.remove(&keeper).unwrap_or_default();

@@ -43,19 +43,19 @@ pub(crate) async fn open_sinks(plan: &Plan, cx: &Context) -> Result<Sessions> {
 
 /// Claims the log and every sink, commits what is pending, discards what older runs left.
 ///
-/// `restarted` says that an earlier attempt of the same run failed: a generation that it has completed
-/// is not followed by another one.
+/// `completed` is the epoch with which an earlier attempt of the same run has completed the generation:
+/// then nothing is left to read. If another run has completed it, there may be something new.
 pub(crate) async fn recover(
     plan: &Plan,
     log: &Log,
     cx: &Context,
     sessions: &mut Sessions,
-    restarted: bool,
+    completed: Option<Epoch>,
 ) -> Result<Recovered> {
     failpoint("before_claim");
     let mut claim = log.claim(cx.run_id(), cx.pipeline()).await?;
     failpoint("after_claim");
-    match recover_claimed(plan, &mut claim, cx, sessions, restarted).await {
+    match recover_claimed(plan, &mut claim, cx, sessions, completed).await {
         Ok((state, epoch, carry, awaiting)) => Ok(Recovered { claim, state, epoch, carry, awaiting }),
         Err(error) => Err(judge_fence(error, &mut claim).await),
     }
@@ -79,10 +79,10 @@ async fn recover_claimed(
     claim: &mut Claim,
     cx: &Context,
     sessions: &mut Sessions,
-    restarted: bool,
+    completed: Option<Epoch>,
 ) -> Result<Claimed> {
     check_pending_sinks(plan, claim.state())?;
-    let committed = claim_sinks(plan, claim, cx, sessions).await?;
+    let committed = claim_sinks(plan, claim, cx, sessions, completed).await?;
     failpoint("after_sink_claims");
     adopt_newest(plan, claim, &committed).await?;
     // The older run's own sinks: what is pending in them must not be forgotten.
@@ -104,7 +104,7 @@ async fn recover_claimed(
     let rejects = commit_pending(plan, &mut state, sessions, &mut awaiting).await?;
     carry.extend(rejects);
     discard_older(plan, claim.number(), &state, sessions).await;
-    begin_generation(plan, &mut state, restarted);
+    begin_generation(plan, &mut state, completed);
     remember_sinks(plan, &mut state);
     name_keeper(plan, claim, &mut state).await?;
     Ok((state, epoch, carry, awaiting))
@@ -160,8 +160,12 @@ async fn claim_sinks(
     claim: &Claim,
     cx: &Context,
     sessions: &mut Sessions,
+    completed: Option<Epoch>,
 ) -> Result<BTreeMap<usize, Committed>> {
     let mut committed = BTreeMap::new();
+    let known = claim.state();
+    let anew = begins_anew(plan, known) && !is_own_end(known, completed);
+    let generation = known.generation.max(1) + u64::from(anew);
     for (claimed, (i, session)) in sessions.iter_mut().enumerate() {
         if claimed > 0 {
             failpoint("between_sink_claims");
@@ -169,7 +173,7 @@ async fn claim_sinks(
         let lineage = Lineage {
             id: claim.state().lineage.clone(),
             sink: plan.nodes[*i].name.clone(),
-            generation: claim.state().generation.max(1) + u64::from(begins_anew(plan, claim.state())),
+            generation,
             claim: claim.number(),
             run: cx.run_id().to_owned(),
         };
@@ -296,8 +300,8 @@ async fn discard_older(plan: &Plan, claim: u64, state: &State, sessions: &mut Se
     failpoint("after_discard");
 }
 
-fn begin_generation(plan: &Plan, state: &mut State, restarted: bool) {
-    if restarted && state.complete {
+fn begin_generation(plan: &Plan, state: &mut State, completed: Option<Epoch>) {
+    if is_own_end(state, completed) {
         return;
     }
     if state.generation == 0 {
@@ -308,6 +312,11 @@ fn begin_generation(plan: &Plan, state: &mut State, restarted: bool) {
         state.operators.clear();
     }
     state.complete = false;
+}
+
+/// Whether this run itself has read the generation to its end.
+fn is_own_end(state: &State, completed: Option<Epoch>) -> bool {
+    state.complete && completed.is_some_and(|completed| completed <= state.epoch)
 }
 
 fn begins_anew(plan: &Plan, state: &State) -> bool {
