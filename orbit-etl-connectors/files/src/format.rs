@@ -17,7 +17,7 @@ pub enum Format {
     /// A line is malformed if it is not one JSON object by the letter of RFC 8259, if it has a column
     /// twice, or if a column can't take its value; the others are read exactly. Numbers are taken as
     /// [`CsvOptions`] says, where `1.0` and `1e3` are whole also in inferred columns, and texts like CSV
-    /// fields. A whole number in a column of times, dates or spans of time counts the column's units,
+    /// fields where the schema was given; in an inferred column that is not text, they are malformed. A whole number in a column of times, dates or spans of time counts the column's units,
     /// since 1970 or midnight. Numbers and booleans in a text column stay as they are written. A
     /// byte order mark before the first line is skipped.
     #[serde(alias = "ndjson", alias = "jsonl")]
@@ -184,7 +184,7 @@ impl fmt::Display for Compression {
 /// | times | `12:30:15.5`, also `12:30` and `6:00 pm` | |
 /// | timestamps | `2024-12-31T12:30:15.5` with `T` or a space, dates alone, times without colons | the same, but with colons |
 /// | timestamps with a zone | the same with `Z`, an offset, or a zone's name | with `Z` or an offset |
-/// | texts | everything | everything |
+/// | texts | everything; of a dictionary, as many different ones in a batch as its keys can tell apart | everything |
 /// | `Null` | nothing but NULL | |
 ///
 /// A timestamp with a zone is no value of a column without one, nor the other way round. Digits of a

@@ -31,7 +31,7 @@ use self::place::Place;
 use self::plan::StreamPlan;
 use self::session::{FilesSession, Setup};
 use crate::format::{Compression, CsvOptions, Format};
-use crate::location::{Location, Storage, redact};
+use crate::location::{Given, Location, Storage, redact};
 
 /// Whether files are added to what a pipeline has published before, or take its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -100,7 +100,7 @@ pub enum Mode {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FilesSink {
-    path: String,
+    path: Given,
     format: Format,
     #[serde(default)]
     compression: Option<Compression>,
@@ -139,7 +139,7 @@ impl FilesSink {
     /// holds `{stream}` where a stream's name goes.
     pub fn new(path: impl Into<String>, format: Format) -> Self {
         Self {
-            path: path.into(),
+            path: path.into().into(),
             format,
             compression: None,
             compression_level: None,
@@ -350,7 +350,7 @@ impl Sink for FilesSink {
         }
     }
 
-    /// Files are read in no order; changes of a key carry theirs in a column.
+    /// Files are read in no order: changes whose order matters need a column that tells it.
     fn needs_order(&self, _input: &StreamInfo) -> bool {
         false
     }

@@ -256,7 +256,18 @@ async fn csv_kinds(
     let mut rows = 0;
     while rows < source.sample_rows {
         let Some(event) = reader.next().await? else { break };
-        let SourceEvent::Batch { batch, .. } = event else { continue };
+        let batch = match event {
+            SourceEvent::Batch { batch, .. } => batch,
+            // They count, or a file of nothing else would be read to its end.
+            SourceEvent::Rejects { rejects, .. } => {
+                rows += rejects.len();
+                continue;
+            }
+            _ => continue,
+        };
+        if rows >= source.sample_rows {
+            break;
+        }
         let batch = batch.slice(0, batch.num_rows().min(source.sample_rows - rows));
         rows += batch.num_rows();
         for (known, column) in guesses.iter_mut().zip(batch.columns()) {
@@ -364,7 +375,11 @@ fn json_kind<'a>(json: &mut Json<'a>, token: Token<'a>) -> Result<Kind> {
                 first = false;
                 let name = key.text(&mut scratch).to_string();
                 let value = json.value().map_err(broken)?;
-                merge_kind(&mut fields, name, json_kind(json, value)?)?;
+                let kind = json_kind(json, value)?;
+                // A key that comes twice makes the record malformed, which the reading says.
+                if !fields.iter().any(|(known, _)| *known == name) {
+                    fields.push((name, kind));
+                }
             }
             Kind::Struct(fields)
         }

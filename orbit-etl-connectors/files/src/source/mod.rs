@@ -36,10 +36,10 @@ use orbit_etl_core::{
     ScanRequest, Source, SourceEvent, Split, SplitChange, StreamInfo,
 };
 use secrecy::SecretString;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use crate::format::{Compression, CsvOptions, Format};
-use crate::location::{Location, Storage, redact};
+use crate::location::{Given, Location, Storage, redact};
 use crate::schema::Columns;
 
 /// Runs whose schemas one source remembers at a time.
@@ -66,13 +66,13 @@ const MOST_TRIES: usize = 3;
 ///   from the part's start, and the place says so.
 /// * **Position.** Exact: records passed in the split, for text also byte and line. Which files were
 ///   told of is kept as 20 bytes of hashes per file, for good.
-/// * **Memory.** A split holds a few megabytes; of a Parquet file the wanted columns of one row group,
-///   which are reserved in the pipeline's memory pool: where they don't fit, the run stops.
+/// * **Memory.** A split of text holds up to 16 MiB and the rows made of it. Longer records, and of a
+///   Parquet file the wanted columns of one row group, are reserved in the pipeline's memory pool: where
+///   they don't fit, the run stops.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FilesSource {
-    #[serde(serialize_with = "without_secrets")]
-    path: String,
+    path: Given,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     name: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -129,12 +129,12 @@ pub enum Extra {
     Error,
 }
 
-/// What to do about a file that is not what it was when it was listed or read.
+/// What to do about a file that is not what it was when it was listed or read, or is gone.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Changed {
-    /// The run stops with [`ErrorKind::Conflict`](orbit_etl_core::ErrorKind::Conflict), naming the
-    /// file.
+    /// The run stops with [`ErrorKind::Conflict`](orbit_etl_core::ErrorKind::Conflict), or
+    /// [`ErrorKind::NotFound`](orbit_etl_core::ErrorKind::NotFound), naming the file.
     #[default]
     Error,
     /// The reading of the old version ends where the change is noticed, and the whole file is read as a
@@ -142,6 +142,7 @@ pub enum Changed {
     /// restarts. Rows of the old version that have gone out until then stay, those of unchanged
     /// places come a second time, and the rest of the old version never comes. So this is
     /// for targets that keep one row per key, or for files that are only replaced by better ones.
+    /// A file that is gone ends likewise, where it was noticed.
     Reload,
 }
 
@@ -149,7 +150,7 @@ impl FilesSource {
     /// Files whose format is told by their names.
     pub fn new(path: impl Into<String>) -> Self {
         Self {
-            path: path.into(),
+            path: path.into().into(),
             name: None,
             format: None,
             compression: None,
@@ -523,8 +524,4 @@ fn default_sample_rows() -> usize {
 
 fn default_max_record() -> usize {
     64 << 20
-}
-
-fn without_secrets<S: Serializer>(path: &str, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&redact(path))
 }

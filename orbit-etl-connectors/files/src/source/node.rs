@@ -139,6 +139,8 @@ impl Node {
                 let good = match token {
                     Token::Boolean(value) => column.boolean(value),
                     Token::Number(text) => column.number(text),
+                    // The sample would have made it a text column.
+                    Token::String(_) if found.rules.inferred && !column.is_text() => false,
                     Token::String(text) => {
                         let mut scratch = std::mem::take(&mut found.scratch);
                         let good = column.text(text.text(&mut scratch));

@@ -239,6 +239,10 @@ async fn what_a_sample_would_have_made_text() {
         ("json", "1", "1.5", false),
         ("json", "1", "-0", true),
         ("json", "1", "\"007\"", true),
+        ("json", "1", "\"12\"", true),
+        ("json", "1.5", "\"NaN\"", true),
+        ("json", "true", "\"false\"", true),
+        ("json", "1", "\"\"", false),
         ("json", "1.5", "9007199254740993", true),
     ];
     for (format, first, second, would_fit) in cases {

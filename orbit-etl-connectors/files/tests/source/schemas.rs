@@ -97,3 +97,15 @@ async fn a_type_that_csv_is_not_read_into_is_an_error_and_no_reject() {
     let error = read(&source).await.unwrap_err();
     assert_eq!((error.kind(), error.context("column")), (ErrorKind::Schema, Some("bytes")));
 }
+
+#[test]
+fn what_shows_a_connector_shows_no_secret_of_its_url() {
+    let url = "https://me:hush@host/a.csv?sig=hush";
+    let source = FilesSource::csv(url);
+    let sink = orbit_etl_connector_files::FilesSink::csv(url);
+    let shown = [format!("{source:?}"), format!("{sink:?}"), serde_json::to_string(&source).unwrap()];
+    assert!(
+        shown.iter().all(|text| text.contains("https://host/a.csv") && !text.contains("hush")),
+        "{shown:?}"
+    );
+}

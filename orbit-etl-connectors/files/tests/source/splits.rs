@@ -3,6 +3,7 @@
 use std::fs;
 
 use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::DataType;
 use datafusion_expr::{col, lit};
 use futures::StreamExt;
 use orbit_etl_connector_files::{Changed, FilesSource};
@@ -327,4 +328,56 @@ async fn a_row_group_is_reserved_while_it_is_read() {
     let scan = ScanRequest { projection: Some(vec!["flag".into()]), ..scan };
     assert_eq!(read_split(&source, &cx, &split, None, &scan).await.unwrap().rows(), 100_000);
     assert_eq!(small.reserved(), 0);
+}
+
+/// Only splits that were read survive their file.
+#[tokio::test]
+async fn a_file_that_is_gone_before_it_was_read() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("a.csv");
+    for n in ["a", "b"] {
+        fs::write(dir.path().join(format!("{n}.csv")), "v\n1\n2\n").unwrap();
+    }
+    let source = FilesSource::csv(format!("{}/*.csv", dir.path().display()));
+    let (listed, _) = splits(&source, None).await.unwrap();
+    fs::remove_file(&path).unwrap();
+    let scan = ScanRequest::all(StreamId(0), 10);
+    let pending = &listed[0];
+    let error = read_split(&source, &context(), pending, None, &scan).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{}", error.report());
+    assert!(error.to_string().contains("put the file back"), "{error}");
+    let reloading = source.changed(Changed::Reload);
+    assert_eq!(read_split(&reloading, &context(), pending, None, &scan).await.unwrap().rows(), 0);
+}
+
+#[tokio::test]
+async fn a_file_that_is_gone_before_all_of_it_was_told() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("a.csv");
+    fs::write(&path, format!("v\n{}", "12345678\n".repeat(1_000))).unwrap();
+    fs::write(dir.path().join("b.csv"), "v\n1\n").unwrap();
+    let source = FilesSource::csv(format!("{}/*.csv", dir.path().display())).split_size(1_024);
+    let cx = context();
+    let mut changes = source.splits(&cx, None).await.unwrap();
+    let Some(Ok(change)) = changes.next().await else { panic!("nothing was told") };
+    drop(changes);
+    let position = change.position;
+    fs::remove_file(&path).unwrap();
+    let error = splits(&source, Some(&position)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{}", error.report());
+    assert!(error.context("file").is_some_and(|file| file.ends_with("a.csv")), "{}", error.report());
+    let reloading = source.changed(Changed::Reload);
+    assert_eq!(splits(&reloading, Some(&position)).await.unwrap().0.len(), 1, "the other file");
+}
+
+/// Of a file with nothing but bad lines, no more than the sample is looked at.
+#[tokio::test]
+async fn a_sample_of_bad_lines_ends() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("a.csv");
+    fs::write(&path, format!("a,b\n0,0\n{}5,six\n", "1,2,3\n".repeat(500))).unwrap();
+    let source = |rows| FilesSource::csv(path.to_str().unwrap()).sample_rows(rows);
+    let column = |source| async move { super::schema(&source).await.unwrap().field(1).data_type().clone() };
+    assert_eq!(column(source(502)).await, DataType::Utf8);
+    assert_ne!(column(source(501)).await, DataType::Utf8, "more than the sample was read");
 }
