@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod crash;
+mod hostile;
 mod job;
 mod paced;
 mod target;
