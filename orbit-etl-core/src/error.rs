@@ -228,6 +228,16 @@ impl Error {
         self.0.context.iter().find(|(k, _)| *k == key).map(|(_, v)| v.as_str())
     }
 
+    /// Every piece of the place.
+    pub(crate) fn contexts(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.0.context.iter().map(|(key, value)| (*key, value.as_str()))
+    }
+
+    /// What to do about it.
+    pub(crate) fn remedy_text(&self) -> Option<&str> {
+        self.0.remedy.as_deref()
+    }
+
     /// The whole story in one line: message, place, remedy and every cause.
     pub fn report(&self) -> String {
         let mut text = format!("{}: {self}", self.kind());

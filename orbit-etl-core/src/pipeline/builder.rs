@@ -403,6 +403,23 @@ impl PipelineBuilder {
         })
     }
 
+    /// Adds a node that was made elsewhere.
+    pub(crate) fn node(
+        mut self,
+        name: String,
+        kind: Kind,
+        inputs: Vec<String>,
+        delivery: Option<Delivery>,
+    ) -> Self {
+        self.nodes.push(Node { name, kind, inputs, delivery });
+        self
+    }
+
+    /// How often an epoch ends as it stands.
+    pub(crate) fn every(&self) -> Duration {
+        self.settings.every
+    }
+
     fn push(&mut self, name: String, kind: Kind) {
         let inputs = match kind {
             Kind::Source(_) => Vec::new(),

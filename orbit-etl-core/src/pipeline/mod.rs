@@ -18,3 +18,6 @@ pub use explain::{ExplainedNode, Explanation};
 pub use options::{Again, Delivery, OnError, Restart};
 pub use output::{Collected, Output};
 pub use run::Running;
+
+pub(crate) use graph::{DEAD_LETTERS, Kind};
+pub(crate) use options::Action;
