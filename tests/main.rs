@@ -6,4 +6,5 @@ mod bad_input;
 mod crash;
 mod job;
 mod paced;
+mod spec;
 mod target;

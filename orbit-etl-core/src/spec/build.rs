@@ -26,7 +26,7 @@ const STATE: &str = ".orbit/state";
 pub(crate) fn build(spec: &Spec, registry: &Registry) -> Result<Pipeline, SpecError> {
     let mut problems = spec.problems.clone();
     let document = &spec.document;
-    graph::check(&document.nodes, &mut problems);
+    graph::check(&document.nodes, document.whole, &mut problems);
     check_defaults(document, registry, &mut problems);
     let mut secrets = secrets::Secrets::default();
     let mut make = |node: &NodeSpec| {
@@ -200,12 +200,15 @@ fn make<T: ?Sized>(
         None => secrets::mark(config),
     }
     secrets.collect(config);
-    match &entry.factory {
-        Factory::Typed(make) => fit(config, &node.key, &node.place, problems, |node: &Node| -> Result<_, Fault> {
-            make(node)
-        }),
+    let failed = config.has_failed();
+    let made = match &entry.factory {
+        Factory::Typed(make) => {
+            fit(config, &node.key, &node.place, problems, |node: &Node| -> Result<_, Fault> { make(node) })
+        }
+        Factory::Made(_) if failed => None,
         Factory::Made(make) => checked(make(config.to_json()), node, config, problems),
-    }
+    };
+    made.filter(|_| !failed)
 }
 
 fn checked<T>(result: Result<T>, node: &NodeSpec, config: &Node, problems: &mut Vec<Problem>) -> Option<T> {

@@ -174,6 +174,8 @@ pub(crate) struct Document {
     pub(crate) on_error: OnErrorWritten,
     pub(crate) dead_letters: Option<NodeSpec>,
     pub(crate) nodes: Vec<NodeSpec>,
+    /// Whether every node and every input could be read.
+    pub(crate) whole: bool,
     pub(crate) defaults: Option<Node>,
 }
 
@@ -211,7 +213,9 @@ impl Document {
         if let Some(defaults) = structure.get("defaults") {
             document.read_defaults(&defaults.node, problems);
         }
+        let before = problems.len();
         document.read_nodes(&structure, root, problems);
+        document.whole = problems.len() == before;
         if let Some(on_error) = structure.get("on_error") {
             document.read_on_error(on_error, problems);
         }
@@ -249,12 +253,14 @@ impl Document {
         root: &Node,
         problems: &mut Vec<Problem>,
     ) {
+        let mut clash = false;
         for (one, many) in [("source", "sources"), ("sink", "sinks")] {
             if let (Some(_), Some(second)) = (structure.get(one), structure.get(many)) {
                 problems.push(
                     Problem::new(&second.place, many, format!("`{one}` and `{many}` stand side by side"))
                         .help(format!("move the one into the other: `{many}: {{name: …}}`")),
                 );
+                clash = true;
             }
         }
         let mut read = |key: &str, role: Role| {
@@ -265,14 +271,11 @@ impl Document {
         read("source", Role::Source);
         read("sources", Role::Source);
         read("transforms", Role::Transform);
-        let chained = match structure.get("transforms").map(|t| &t.node.value) {
-            Some(Value::List(items)) => !items.is_empty(),
-            Some(Value::Map(entries)) => entries.len() == 1,
-            _ => false,
-        };
         read("sink", Role::Sink);
         read("sinks", Role::Sink);
-        self.connect(chained, matches!(structure.get("transforms").map(|t| &t.node.value), Some(Value::List(_))), problems);
+        if !clash {
+            self.connect(structure.get("transforms").map(|t| &t.node.value), problems);
+        }
         for (role, keys) in [(Role::Source, ["source", "sources"]), (Role::Sink, ["sink", "sinks"])] {
             let given = keys.iter().any(|key| structure.contains_key(key));
             if !given {
@@ -419,9 +422,11 @@ impl Document {
     }
 
     /// Lets nodes that name no inputs read the one before them, where there is just one.
-    fn connect(&mut self, chained: bool, list: bool, problems: &mut Vec<Problem>) {
+    fn connect(&mut self, transforms: Option<&Value>, problems: &mut Vec<Problem>) {
+        let list = matches!(transforms, Some(Value::List(_)));
         let sources: Vec<String> = self.named(Role::Source);
         let transforms: Vec<String> = self.named(Role::Transform);
+        let chained = !transforms.is_empty() && (list || transforms.len() == 1);
         let mut before = match sources.as_slice() {
             [only] => Some(only.clone()),
             _ => None,
@@ -485,6 +490,16 @@ impl Document {
                 fault
             })
         });
+        if let Some(sink) = &sink {
+            self.dead_letters = self.read_node(
+                Role::Sink,
+                crate::pipeline::DEAD_LETTERS,
+                &sink.place,
+                "on_error.sink",
+                &sink.node,
+                problems,
+            );
+        }
         let Some(on_error) = read else { return };
         if let Some(share) = on_error.max_share
             && !(0.0..=1.0).contains(&share)
@@ -505,16 +520,6 @@ impl Document {
                     .help("add `action: dead_letter`, or remove the sink"),
             ),
             _ => {}
-        }
-        if let Some(sink) = sink {
-            self.dead_letters = self.read_node(
-                Role::Sink,
-                crate::pipeline::DEAD_LETTERS,
-                &sink.place,
-                "on_error.sink",
-                &sink.node,
-                problems,
-            );
         }
         self.on_error = on_error;
     }

@@ -41,7 +41,8 @@ pub(crate) fn fit<T>(
             }
         } else {
             let filled = excused.contains(&format!("{}?", path(&steps)));
-            if !filled {
+            let failed = walk(&mut rest, &steps).is_some_and(|n| n.as_text().is_some_and(|t| t.failed));
+            if !filled && !failed {
                 problems.push(describe(&rest, at, place, &found));
             }
             let cut = match &found.what {

@@ -6,8 +6,9 @@ use super::document::{NodeSpec, Role};
 use super::problem::{Problem, quoted};
 use super::tree::join;
 
-/// Looks for names used twice, inputs that aren't there, circles, and nodes that nothing reads.
-pub(crate) fn check(nodes: &[NodeSpec], problems: &mut Vec<Problem>) {
+/// Looks for names used twice, inputs that aren't there, circles, and nodes that nothing reads. Unless
+/// the graph is `whole`, nobody can tell what reads a node.
+pub(crate) fn check(nodes: &[NodeSpec], mut whole: bool, problems: &mut Vec<Problem>) {
     let mut by_name: BTreeMap<&str, &NodeSpec> = BTreeMap::new();
     for node in nodes {
         if let Some(first) = by_name.get(node.name.as_str()) {
@@ -20,7 +21,6 @@ pub(crate) fn check(nodes: &[NodeSpec], problems: &mut Vec<Problem>) {
         }
     }
     let mut read: BTreeSet<&str> = BTreeSet::new();
-    let mut whole = true;
     for node in nodes {
         for (input, place) in &node.inputs {
             let name = producer(input);

@@ -71,8 +71,8 @@
 //!
 //! Secret are: the keys that a type's schema calls secret ([`Secret`]), the content of files, and, for
 //! types without a schema, keys that sound like it (`password`, `token`, …). The content of a file may
-//! stand in secret keys alone. Secrets and values of variables appear in no error and no printed spec:
-//! what was written, `${VAR}`, stands there instead.
+//! stand in secret keys alone. Secrets appear in no error, and neither they nor the values of variables
+//! in a printed spec: what was written, `${VAR}`, stands there instead.
 
 mod build;
 mod cron;
@@ -179,8 +179,10 @@ impl Spec {
 
     /// Finds the place in the spec that an error of [`Pipeline::explain`] or a run is about.
     pub fn locate(&self, error: &Error) -> SpecError {
+        let mut root = self.root.clone();
+        secrets::mark(&mut root);
         let mut secrets = Secrets::default();
-        secrets.collect(&self.root);
+        secrets.collect(&root);
         SpecError::new(vec![build::locate(self, error).map(|text| secrets.hide(&text))])
     }
 

@@ -25,12 +25,11 @@ pub(crate) struct Secrets {
 }
 
 impl Secrets {
-    /// Remembers the secrets of a tree, and everything that came out of a `${…}`.
+    /// Remembers the secrets of a tree.
     pub(crate) fn collect(&mut self, node: &Node) {
         let mut node = node.clone();
         node.each_text("", &mut |_, _, text| {
-            let hidden = text.secret || text.from_file || text.written.is_some();
-            if hidden && text.value.len() >= SHORTEST {
+            if (text.secret || text.from_file) && text.value.len() >= SHORTEST {
                 self.known.push((text.value.clone(), text.shown().to_owned()));
             }
         });
@@ -47,7 +46,7 @@ impl Secrets {
     }
 }
 
-/// Marks what is secret by its name, for types without a schema.
+/// Marks what is secret by its name, where no schema is known.
 pub(crate) fn mark(node: &mut Node) {
     match &mut node.value {
         Value::Map(entries) => {

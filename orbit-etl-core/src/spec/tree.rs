@@ -43,6 +43,8 @@ pub(crate) struct Text {
     pub(crate) from_file: bool,
     /// Never to be shown.
     pub(crate) secret: bool,
+    /// Something in it has no value; that has been told.
+    pub(crate) failed: bool,
 }
 
 impl Text {
@@ -182,8 +184,20 @@ impl Node {
             Value::Text(text) if text.written.is_some() => format!("a text from {}", quoted(text.shown())),
             Value::Text(text) if text.secret => "a text".into(),
             Value::Text(text) => format!("the text {}", quoted(&text.value)),
+            Value::List(items) if items.is_empty() => "an empty list".into(),
             Value::List(_) => "a list".into(),
+            Value::Map(entries) if entries.is_empty() => "an empty map".into(),
             Value::Map(_) => "a map".into(),
+        }
+    }
+
+    /// Whether a text in it has no value.
+    pub(crate) fn has_failed(&self) -> bool {
+        match &self.value {
+            Value::Text(text) => text.failed,
+            Value::List(items) => items.iter().any(Self::has_failed),
+            Value::Map(entries) => entries.iter().any(|e| e.node.has_failed()),
+            Value::Null | Value::Bool(_) | Value::Integer(_) | Value::Float(_) => false,
         }
     }
 }

@@ -18,8 +18,9 @@ pub(crate) fn substitute(node: &mut Node, dir: &Path, lookup: &Lookup, problems:
     node.each_text("", &mut |key, place, text| {
         if let Err(problem) = expand(text, place, key, dir, lookup) {
             problems.push(problem);
-            // Shown as it was written, and never used: there is a problem.
+            // Shown as it was written, and never used.
             text.written = Some(text.value.clone());
+            text.failed = true;
         }
     });
 }

@@ -230,57 +230,88 @@ fn scalar(text: &str, style: ScalarStyle) -> Value {
 
 /// The parser's message in the words of somebody who looks at the file.
 fn explain(file: &Arc<str>, text: &str, error: &ScanError) -> Problem {
-    let marker = error.marker();
-    let mut place = Place {
-        file: Arc::clone(file),
-        line: u32::try_from(marker.line()).unwrap_or(u32::MAX),
-        column: u32::try_from(marker.col() + 1).unwrap_or(u32::MAX),
+    const COLUMNS: &str =
+        "compare its indentation with the lines above: the keys of one map begin in one column";
+    let lines: Vec<&str> = text.lines().collect();
+    let (line, column) = (error.marker().line().saturating_sub(1), error.marker().col());
+    let at = |line: usize, column: usize, message: String| {
+        let number = |n: usize| u32::try_from(n + 1).unwrap_or(u32::MAX);
+        let place = Place { file: Arc::clone(file), line: number(line), column: number(column) };
+        Problem::new(&place, "", message)
     };
     // A tab in the indentation breaks a file in many ways, all of which look like something else.
-    let upto = text.lines().take(marker.line());
-    let tab = upto.enumerate().map(|(i, line)| (i, line, leading(line))).find_map(|(i, line, indent)| {
-        (indent.contains('\t') && !line.trim().is_empty() && !line.trim_start().starts_with('#'))
-            .then(|| (i, indent.find('\t').unwrap_or(0)))
+    let tab = lines.iter().take(line + 2).enumerate().find_map(|(i, line)| {
+        let written = !line.trim().is_empty() && !line.trim_start().starts_with('#');
+        leading(line).find('\t').filter(|_| written).map(|column| (i, column))
     });
     if let Some((line, column)) = tab {
-        place.line = u32::try_from(line + 1).unwrap_or(u32::MAX);
-        place.column = u32::try_from(column + 1).unwrap_or(u32::MAX);
-        return Problem::new(&place, "", "a tab stands in the indentation")
+        return at(line, column, "a tab stands in the indentation".into())
             .help("YAML is indented with spaces: replace the tab");
     }
-    let line = text.lines().nth(marker.line().saturating_sub(1)).unwrap_or_default();
-    let key = line.split(':').next().unwrap_or_default().trim();
     let info = error.info();
-    let indentation = "compare its indentation with the lines above: keys of one map begin in one column";
-    if info.contains("mapping values are not allowed") {
-        return Problem::new(&place, "", "a `:` can't stand here")
-            .help(format!("{indentation}; a text that holds `: ` needs quotes"));
+    let here = lines.get(line).copied().unwrap_or_default();
+    if info.contains("mapping values are not allowed") || info.contains("simple key") {
+        // What is wrong is often the line before: without its colon it is taken for a text.
+        let before = lines.iter().take(line).enumerate().rev().find(|(_, line)| is_content(line));
+        if let Some((line, text)) = before.filter(|(_, text)| is_bare(text)) {
+            let word = text.trim().split(':').next().unwrap_or_default();
+            let missing = if text.contains(':') { "space behind the colon" } else { "colon" };
+            return at(line, leading(text).len(), format!("the {missing} of {} is missing", quoted(word)))
+                .help("write `key: value`");
+        }
+        let first_colon = here.find(':').is_some_and(|colon| here[..colon].chars().count() >= column);
+        if !first_colon {
+            return at(line, column, "a `:` can't stand in a text without quotes".into())
+                .help("put the text into quotes");
+        }
+        return at(line, leading(here).len(), format!("{} doesn't fit into the structure here", quoted(word(here))))
+            .help(COLUMNS);
     }
-    if info.contains("simple key") {
-        return Problem::new(&place, "", "this line is neither a `key: value` nor a part of the one before")
-            .help(format!("write a `:` and a space after the key; {indentation}"));
-    }
-    if info.contains("did not find expected <block end>")
-        || info.contains("did not find expected key")
-        || info.contains("did not find expected '-' indicator")
-        || info.contains("invalid indentation")
-        || info.contains("block sequence entries are not allowed")
-        || info.contains("while parsing a block mapping")
-        || info.contains("while parsing a block collection")
-        || info.contains("while parsing a node")
-    {
-        let what = if key.is_empty() { "this line".to_owned() } else { quoted(key) };
-        return Problem::new(&place, "", format!("{what} doesn't fit into the structure here"))
-            .help(indentation);
-    }
-    if info.contains("quoted scalar") {
-        return Problem::new(&place, "", format!("a quoted text is broken: {info}"))
+    if matches!(here.chars().nth(column), Some('"' | '\'')) || info.contains("quoted scalar") {
+        return at(line, column, "a text in quotes is broken, or its quotes are not closed".into())
             .help("close the quotes; in double quotes a backslash is written twice");
     }
-    if info.contains("unexpected character") || info.contains("cannot start any token") {
-        return Problem::new(&place, "", "a value can't begin with this character").help("put it into quotes");
+    if info.contains("flow mapping") || info.contains("flow sequence") || info.contains("flow construct") {
+        return at(line, column, "a `{` or `[` before this is not closed, or a comma is missing".into())
+            .help("close the bracket, and put texts that hold brackets or commas into quotes");
     }
-    Problem::new(&place, "", format!("this isn't YAML: {info}"))
+    if info.contains("<block end>")
+        || info.contains("expected key")
+        || info.contains("expected '-'")
+        || info.contains("indentation")
+        || info.contains("block sequence entries")
+        || info.contains("while parsing a block")
+        || info.contains("while parsing a node")
+    {
+        let what = match word(here) {
+            "" => "this line".to_owned(),
+            word => quoted(word),
+        };
+        return at(line, column, format!("{what} doesn't fit into the structure here")).help(COLUMNS);
+    }
+    if info.contains("unexpected character") || info.contains("cannot start any token") {
+        return at(line, column, "a value can't begin with this character".into()).help("put it into quotes");
+    }
+    at(line, column, format!("this isn't YAML: {info}"))
+}
+
+/// Whether a line says something.
+fn is_content(line: &str) -> bool {
+    let line = line.trim();
+    !line.is_empty() && !line.starts_with('#')
+}
+
+/// Whether a line looks like a key without its colon, or without the space behind it.
+fn is_bare(line: &str) -> bool {
+    let line = line.trim();
+    let (key, rest) = line.split_once(':').unwrap_or((line, "x"));
+    let word = !key.is_empty() && key.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '-'));
+    word && !key.starts_with('-') && !rest.is_empty() && !rest.starts_with(char::is_whitespace)
+}
+
+/// The key at the beginning of a line.
+fn word(line: &str) -> &str {
+    line.split(':').next().unwrap_or_default().trim()
 }
 
 fn leading(line: &str) -> &str {

@@ -15,7 +15,7 @@ mod parquet;
 mod prune;
 mod text;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -27,6 +27,8 @@ use orbit_etl_core::{
     Connector, ConnectorInfo, Context, Error, FilterPushdown, Health, Position, Pushdown, Replay, Result,
     ScanRequest, Source, SourceEvent, Split, SplitChange, StreamInfo,
 };
+use orbit_etl_core::spec::{ByteSize, PathText, Secret, bytes};
+use schemars::JsonSchema;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -53,47 +55,67 @@ const REMEMBERED_RUNS: usize = 8;
 ///   byte offset and line, and the reading goes on behind it. Columns that nobody asked for are
 ///   not looked at.
 /// * **Position.** Exact: records passed in the split, for text also byte and line.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FilesSource {
+    /// A file, a directory or a glob: a path or a URL.
     #[serde(serialize_with = "without_secrets")]
+    #[schemars(with = "PathText")]
     path: String,
+    /// The name of the stream; `files` unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     name: Option<String>,
+    /// The files' format; unless given their names tell it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     format: Option<Format>,
+    /// How CSV or JSON lines are compressed; unless given their names tell it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     compression: Option<Compression>,
+    /// How CSV is written there.
     #[serde(default)]
     csv: CsvOptions,
+    /// Whether empty CSV fields of text columns are empty strings instead of NULL.
     #[serde(default)]
     keep_empty: bool,
+    /// The columns: `{id: int64, at: "timestamp(us, UTC)"}`. Unless given they are found out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     columns: Option<Columns>,
+    /// Options of the object store: `region`, `endpoint`, `access_key_id` …
     #[serde(default, skip_serializing)]
+    #[schemars(with = "BTreeMap<String, Secret>")]
     storage: Storage,
+    /// Whether directories `column=value` are columns; on unless said otherwise.
     #[serde(default = "yes")]
     partitions: bool,
+    /// What to do about a file that lacks a column.
     #[serde(default)]
     missing: Missing,
+    /// What to do about a column that the schema doesn't have.
     #[serde(default)]
     extra: Extra,
+    /// What to do about a file that changed since it was read.
     #[serde(default)]
     changed: Changed,
-    #[serde(default = "default_split_size")]
+    /// Larger files are read in parts of about this size; 64 MiB unless given, `null` for whole files.
+    #[serde(default = "default_split_size", with = "bytes")]
+    #[schemars(with = "Option<ByteSize>")]
     split_size: Option<u64>,
+    /// How many files are looked at for the schema; 10 unless given.
     #[serde(default = "default_sample_files")]
     sample_files: usize,
+    /// How many rows of each of them are looked at; 10,000 unless given.
     #[serde(default = "default_sample_rows")]
     sample_rows: usize,
-    #[serde(default = "default_max_record")]
+    /// The longest text record that is taken; 64 MiB unless given.
+    #[serde(default = "default_max_record", with = "bytes")]
+    #[schemars(with = "ByteSize")]
     max_record: usize,
     #[serde(skip)]
     runs: Runs,
 }
 
 /// What to do about a file that lacks a column.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Missing {
     /// The column is NULL in its rows.
@@ -104,7 +126,7 @@ pub enum Missing {
 }
 
 /// What to do about a column that the schema doesn't have.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Extra {
     /// It isn't read.
@@ -115,7 +137,7 @@ pub enum Extra {
 }
 
 /// What to do about a file that is not what it was when it was listed or read.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Changed {
     /// The run stops.
