@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use serde::de::IgnoredAny;
+use serde_json::Value as Json;
 
 use super::problem::{Place, Problem};
 use super::tree::{Entry, MapBuilder, Node, Text, Value};
 
 /// Reads one document. Without a tree, the problems say why.
 pub(crate) fn read(file: &Arc<str>, text: &str, problems: &mut Vec<Problem>) -> Option<Node> {
-    if let Err(error) = serde_json::from_str::<IgnoredAny>(text) {
+    if let Err(error) = serde_json::from_str::<Json>(text) {
         let number = |n: usize| u32::try_from(n.max(1)).unwrap_or(u32::MAX);
         let place =
             Place { file: Arc::clone(file), line: number(error.line()), column: number(error.column()) };
@@ -129,8 +129,8 @@ mod tests {
         let node = read(&"t".into(), text, &mut problems).unwrap();
         assert_eq!(node.to_json(), serde_json::from_str::<serde_json::Value>(text).unwrap());
         assert_eq!(node.entry("ü\"").unwrap().place.to_string(), "t:2:3");
-        assert_eq!(node.get("ü\"").unwrap().get("k").unwrap().place.to_string(), "t:2:15");
-        assert_eq!(node.entry("e").unwrap().place.to_string(), "t:2:34");
+        assert_eq!(node.get("ü\"").unwrap().get("k").unwrap().place.to_string(), "t:2:16");
+        assert_eq!(node.entry("e").unwrap().place.to_string(), "t:2:36");
     }
 
     #[test]
