@@ -42,7 +42,7 @@ sources:
     missing: error
   names: {type: files, path: names.json, storage: {region: nowhere}}
 transforms:
-  cheap: {type: sql, query: SELECT id, price FROM input WHERE price < 3, inputs: prices}
+  cheap: {type: sql, query: 'SELECT id, price FROM input WHERE price < 3', inputs: prices}
   joined: {type: sql, query: SELECT * FROM cheap JOIN names USING (id), joins: sort_merge, inputs: [cheap, names]}
 sinks:
   lake:
@@ -100,11 +100,7 @@ spill_in: .
         .on_error(OnError::dead_letter(FilesSink::json(at("bad"))).max_rows(3))
         .delivery(Delivery::AtLeastOnce)
         .again(Again::Full)
-        .restart(Restart {
-            max: 2,
-            backoff: Duration::from_secs(1),
-            max_backoff: Duration::from_secs(5),
-        })
+        .restart(Restart { max: 2, backoff: Duration::from_secs(1), max_backoff: Duration::from_secs(5) })
         .parallelism(3)
         .batch_rows(1000)
         .memory_limit(100 << 20)
@@ -132,9 +128,7 @@ async fn the_example_runs_twice_and_does_its_work_once() {
     let report = pipeline.run().await.unwrap();
     assert_eq!((report.rows_read(), report.rows_written(), report.rows_rejected()), (7, 3, 1));
     let list = fs::read_dir(folder.path().join("lake/quiet")).unwrap();
-    let list: String = list
-        .filter_map(|entry| fs::read_to_string(entry.unwrap().path()).ok())
-        .collect();
+    let list: String = list.filter_map(|entry| fs::read_to_string(entry.unwrap().path()).ok()).collect();
     assert_eq!(list, "id,name\n3,Edsger\n");
     assert!(folder.path().join("lake/large/ordered=2026-11-02").is_dir());
     assert!(folder.path().join(".orbit/state/orders").is_dir());

@@ -35,12 +35,15 @@ pub(crate) struct Registered<T: ?Sized> {
     schema: OnceLock<Value>,
 }
 
+type Typed<T> = Box<dyn Fn(&Node) -> Result<Arc<T>, Fault> + Send + Sync>;
+type Made<T> = Box<dyn Fn(Value) -> Result<Arc<T>> + Send + Sync>;
+
 /// How a value of the type is made.
 pub(crate) enum Factory<T: ?Sized> {
     /// By its own deserialization, whose faults know their places.
-    Typed(Box<dyn Fn(&Node) -> Result<Arc<T>, Fault> + Send + Sync>),
+    Typed(Typed<T>),
     /// By a host's function.
-    Made(Box<dyn Fn(Value) -> Result<Arc<T>> + Send + Sync>),
+    Made(Made<T>),
 }
 
 impl<T: ?Sized> Registered<T> {
@@ -165,7 +168,9 @@ impl Registry {
     /// # Errors
     /// [`Config`](crate::ErrorKind::Config): an unknown type, or a configuration that doesn't fit it.
     pub fn source(&self, type_tag: &str, config: Value) -> Result<Arc<dyn Source>> {
-        self.find(&self.sources, "source", type_tag)?.make(unplaced(config)).map_err(|e| e.with("type", type_tag))
+        self.find(&self.sources, "source", type_tag)?
+            .make(unplaced(config))
+            .map_err(|e| e.with("type", type_tag))
     }
 
     /// Makes a transform.

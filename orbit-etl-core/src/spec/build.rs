@@ -50,9 +50,9 @@ pub(crate) fn build(spec: &Spec, registry: &Registry) -> Result<Pipeline, SpecEr
 /// An error of a plan or a run, at the node that it names.
 pub(crate) fn locate(spec: &Spec, error: &Error) -> Problem {
     let document = &spec.document;
-    let node = error.context("node").and_then(|name| {
-        document.nodes.iter().chain(&document.dead_letters).find(|node| node.name == name)
-    });
+    let node = error
+        .context("node")
+        .and_then(|name| document.nodes.iter().chain(&document.dead_letters).find(|node| node.name == name));
     match node {
         Some(node) => at_node(node, &node.config, error),
         None => {
@@ -146,10 +146,9 @@ fn registry_knows(
         && let Some(near) = nearest(tag, registry.absent_types())
         && let Some(feature) = registry.absent(near)
     {
-        return Err(problem.help(format!(
-            "did you mean {}? It needs the cargo feature `{feature}`",
-            quoted(near)
-        )));
+        return Err(
+            problem.help(format!("did you mean {}? It needs the cargo feature `{feature}`", quoted(near)))
+        );
     }
     Err(problem.nearest(tag, known))
 }
@@ -337,9 +336,8 @@ fn open_store(
     url: &str,
     checkpoint: &CheckpointWritten,
 ) -> Result<(Arc<dyn ObjectStore>, object_store::path::Path)> {
-    let fail = |message: &str| {
-        Error::config(message).with("checkpoint", super::secrets::without_credentials(url))
-    };
+    let fail =
+        |message: &str| Error::config(message).with("checkpoint", super::secrets::without_credentials(url));
     let parsed = Url::parse(url).map_err(|e| fail("the URL can't be read").caused_by(e))?;
     let from_environment = std::env::vars_os().filter_map(|(key, value)| {
         let key = key.into_string().ok()?.to_ascii_lowercase();

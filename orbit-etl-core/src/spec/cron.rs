@@ -188,10 +188,9 @@ impl Field {
             Ok(value) => Err(self.wrong(&format!("{value} is not between {} and {}", self.least, self.most))),
             Err(_) if text.is_empty() => Err(self.wrong("a number is missing")),
             Err(_) if self.names.is_empty() => Err(self.wrong(&format!("{text:?} is not a number"))),
-            Err(_) => Err(self.wrong(&format!(
-                "{text:?} is neither a number nor one of {}",
-                self.names.join(", ")
-            ))),
+            Err(_) => {
+                Err(self.wrong(&format!("{text:?} is neither a number nor one of {}", self.names.join(", "))))
+            }
         }
     }
 
@@ -378,7 +377,10 @@ mod tests {
             ),
             ("60 * * * *", "minute: 60 is not between 0 and 59"),
             ("0 0 0 * *", "day of the month: 0 is not between 1 and 31"),
-            ("0 0 * foo *", "month: \"foo\" is neither a number nor one of jan, feb, mar, apr, may, jun, jul, aug, sep, oct, nov, dec"),
+            (
+                "0 0 * foo *",
+                "month: \"foo\" is neither a number nor one of jan, feb, mar, apr, may, jun, jul, aug, sep, oct, nov, dec",
+            ),
             ("0 x * * *", "hour: \"x\" is not a number"),
             ("5-1 * * * *", "minute: the range 5-1 ends before it begins"),
             ("*/0 * * * *", "minute: \"0\" is not a step; write */15 or 8-18/2"),
@@ -392,10 +394,8 @@ mod tests {
 
     #[test]
     fn clocks_that_are_changed_neither_skip_nor_repeat_a_run() {
-        let schedule = Schedule {
-            time_zone: "Europe/Berlin".into(),
-            ..Schedule::new("30 2 * * *".parse().unwrap())
-        };
+        let schedule =
+            Schedule { time_zone: "Europe/Berlin".into(), ..Schedule::new("30 2 * * *".parse().unwrap()) };
         let at = |text: &str| text.parse::<DateTime<Utc>>().unwrap();
         // 02:30 doesn't exist on 29 March 2026, and stands twice on 25 October.
         let march = schedule.next_after(at("2026-03-28T12:00:00Z")).unwrap();

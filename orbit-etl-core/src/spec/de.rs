@@ -26,13 +26,22 @@ pub(crate) enum Step {
 
 #[derive(Debug)]
 pub(crate) enum What {
-    UnknownKey { key: String, known: Vec<&'static str> },
+    UnknownKey {
+        key: String,
+        known: Vec<&'static str>,
+    },
     MissingKey(&'static str),
-    UnknownVariant { known: Vec<&'static str> },
+    UnknownVariant {
+        known: Vec<&'static str>,
+    },
     /// It is of another type.
-    Type { expected: String },
+    Type {
+        expected: String,
+    },
     /// The type is right, the value isn't.
-    Range { expected: String },
+    Range {
+        expected: String,
+    },
     /// What the type itself says.
     Custom(String),
 }

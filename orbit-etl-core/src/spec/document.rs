@@ -247,12 +247,7 @@ impl Document {
         self.defaults = Some(defaults.clone());
     }
 
-    fn read_nodes(
-        &mut self,
-        structure: &BTreeMap<&str, &Entry>,
-        root: &Node,
-        problems: &mut Vec<Problem>,
-    ) {
+    fn read_nodes(&mut self, structure: &BTreeMap<&str, &Entry>, root: &Node, problems: &mut Vec<Problem>) {
         let mut clash = false;
         for (one, many) in [("source", "sources"), ("sink", "sinks")] {
             if let (Some(_), Some(second)) = (structure.get(one), structure.get(many)) {
@@ -511,10 +506,11 @@ impl Document {
             );
         }
         match (on_error.action, &sink) {
-            (ActionWritten::DeadLetter, None) => problems.push(
-                Problem::new(&entry.place, "on_error", "the key \"sink\" is missing")
-                    .help("say where the rejected rows go: `sink: {type: files, path: rejected/, format: json}`"),
-            ),
+            (ActionWritten::DeadLetter, None) => {
+                problems.push(Problem::new(&entry.place, "on_error", "the key \"sink\" is missing").help(
+                    "say where the rejected rows go: `sink: {type: files, path: rejected/, format: json}`",
+                ))
+            }
             (ActionWritten::Fail | ActionWritten::Skip, Some(sink)) => problems.push(
                 Problem::new(&sink.place, "on_error.sink", "nothing is written here")
                     .help("add `action: dead_letter`, or remove the sink"),

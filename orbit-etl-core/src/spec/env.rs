@@ -96,7 +96,11 @@ pub(crate) fn tree(
         let keys: Vec<String> = name[prefix.len()..].split("__").map(str::to_ascii_lowercase).collect();
         let value = read_value(&name, value, &place, problems);
         if !insert(&mut root, &keys, value, &place) {
-            problems.push(Problem::new(&place, keys.join("."), "this is a value in one variable and a map in another"));
+            problems.push(Problem::new(
+                &place,
+                keys.join("."),
+                "this is a value in one variable and a map in another",
+            ));
         }
     }
     root

@@ -96,7 +96,15 @@ pub(crate) fn describe(node: &Node, at: &str, place: &Place, fault: &Fault) -> P
     match &fault.what {
         What::UnknownKey { key: unknown, known } => {
             let place = here.entry(unknown).map_or(entry_place, |e| &e.place);
-            Problem::new(place, join(&key, unknown), "unknown key").nearest(unknown, known.iter().copied())
+            let problem = Problem::new(place, join(&key, unknown), "unknown key");
+            // `{query: SELECT a, b FROM input}` is a map with a key "b FROM input".
+            let torn =
+                unknown.contains(' ') && here.get(unknown).is_some_and(|n| matches!(n.value, Value::Null));
+            if torn {
+                problem.help("within braces a text that holds a comma needs quotes")
+            } else {
+                problem.nearest(unknown, known.iter().copied())
+            }
         }
         What::MissingKey(missing) => {
             Problem::new(entry_place, &key, format!("the key {} is missing", quoted(missing)))

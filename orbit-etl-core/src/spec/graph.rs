@@ -52,12 +52,14 @@ pub(crate) fn check(nodes: &[NodeSpec], mut whole: bool, problems: &mut Vec<Prob
         return;
     }
     for node in nodes {
-        if node.role != Role::Sink && !read.contains(node.name.as_str()) && !circled.contains(node.name.as_str())
+        if node.role != Role::Sink
+            && !read.contains(node.name.as_str())
+            && !circled.contains(node.name.as_str())
         {
-            problems.push(
-                Problem::new(&node.place, &node.key, "nothing reads this node")
-                    .help(format!("name {} in the `inputs` of a transform or sink, or remove it", quoted(&node.name))),
-            );
+            problems.push(Problem::new(&node.place, &node.key, "nothing reads this node").help(format!(
+                "name {} in the `inputs` of a transform or sink, or remove it",
+                quoted(&node.name)
+            )));
         }
     }
 }

@@ -82,10 +82,7 @@ impl Loader {
 
     /// Takes variables from here instead.
     #[must_use]
-    pub fn variables(
-        mut self,
-        lookup: impl Fn(&str) -> Option<String> + Send + Sync + 'static,
-    ) -> Self {
+    pub fn variables(mut self, lookup: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> Self {
         self.lookup = Arc::new(lookup);
         self
     }
@@ -200,7 +197,13 @@ struct Files<'a> {
 }
 
 impl Files<'_> {
-    fn file(&mut self, path: &Path, named_at: &Place, key: &str, problems: &mut Vec<Problem>) -> Option<Node> {
+    fn file(
+        &mut self,
+        path: &Path,
+        named_at: &Place,
+        key: &str,
+        problems: &mut Vec<Problem>,
+    ) -> Option<Node> {
         let shown = path.to_string_lossy().into_owned();
         let fail = |message: String| Problem::new(named_at, key, message);
         let text = match std::fs::read_to_string(path) {

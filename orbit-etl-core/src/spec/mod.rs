@@ -5,24 +5,47 @@
 //! same [`Pipeline`] as the builder, or tells every mistake of the spec at once.
 //!
 //! ```
-//! use orbit_etl_core::Registry;
-//! use orbit_etl_core::spec::{Loader, Spec, Syntax};
+//! # use std::sync::Arc;
+//! # use arrow::array::{Int64Array, RecordBatch};
+//! # use arrow::datatypes::{DataType, Field, Schema};
+//! use orbit_etl_core::memory::{MemorySink, MemorySource, MemoryTable};
+//! use orbit_etl_core::{Registry, Spec};
 //!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> orbit_etl_core::Result<()> {
 //! # let dir = tempfile::tempdir().unwrap();
 //! # let path = dir.path().join("orders.yaml");
+//! # let schema = Arc::new(Schema::new(vec![Field::new("id", DataType::Int64, false)]));
+//! # let batch = RecordBatch::try_new(schema.clone(), vec![Arc::new(Int64Array::from(vec![1, 2, 3]))]).unwrap();
+//! # let rows = MemorySource::new(schema, vec![batch]);
+//! # let table = MemoryTable::new();
+//! # let target = MemorySink::new(&table);
+//! // A host offers what it wants; `orbit_etl::register_enabled` adds all that is built in.
+//! let mut registry = Registry::new();
+//! registry.add_source_with("rows", move |_| Ok(Arc::new(rows.clone())));
+//! registry.add_sink_with("table", move |_| Ok(Arc::new(target.clone())));
+//!
 //! std::fs::write(&path, "
 //! name: orders
-//! source: {type: numbers, upto: 1000}
-//! sink: {type: nowhere, pth: lake/orders}
+//! source: {type: rows}
+//! sink: {type: table}
+//! checkpoint: {in_memory: true}
 //! ").unwrap();
+//! let report = Spec::load(&path)?.build(&registry)?.run().await?;
+//! assert_eq!(report.rows_written(), 3);
 //!
-//! // A host offers what it wants; `orbit_etl::register_enabled` adds all that is built in.
-//! let registry = Registry::new();
+//! std::fs::write(&path, "
+//! name: orders
+//! source: {type: row}
+//! sink: {type: table}
+//! paralelism: 4
+//! ").unwrap();
 //! let mistakes = Spec::load(&path)?.build(&registry).unwrap_err();
-//! assert_eq!(mistakes.problems()[0].line(), 3);
-//! assert_eq!(mistakes.problems()[0].key(), "source.type");
-//! assert_eq!(mistakes.problems()[0].message(), "there is no source of type \"numbers\"");
-//! # Ok::<(), orbit_etl_core::spec::SpecError>(())
+//! let told: Vec<String> =
+//!     mistakes.problems().iter().map(|p| format!("{}: {}: {}", p.line(), p.key(), p.message())).collect();
+//! assert_eq!(told, ["3: source.type: there is no source of type \"row\"", "5: paralelism: unknown key"]);
+//! # Ok(())
+//! # }
 //! ```
 //!
 //! # Shape
@@ -107,9 +130,9 @@ pub use units::{ByteSize, Period, UnitError, bytes};
 pub(crate) use de::Fault;
 pub(crate) use env::{environment, prefix as prefix_of_variables, tree as tree_of_variables};
 pub(crate) use fit::fit;
+pub(crate) use problem::Place;
 pub(crate) use schema::{Describe, alone, prepare};
 pub(crate) use secrets::Secrets;
-pub(crate) use problem::Place;
 pub(crate) use tree::Node;
 
 use self::document::Document;

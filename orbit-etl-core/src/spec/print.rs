@@ -4,11 +4,11 @@ use std::fmt::Write as _;
 
 use schemars::JsonSchema as _;
 
+use super::Spec;
 use super::document::{Role, Settings};
 use super::schema::{self, alone};
 use super::secrets::{mark, without_credentials};
 use super::tree::{Node, Value};
-use super::Spec;
 use crate::registry::Registry;
 
 /// The tree after includes and overrides, with every `${…}` as it was written.
@@ -208,7 +208,10 @@ fn quote(text: &str) -> String {
     let bare = text.starts_with(|c: char| c.is_alphabetic() || matches!(c, '_' | '/'))
         && text.chars().all(|c| plain(c) || c == ' ')
         && text.trim() == text
-        && !matches!(text.to_ascii_lowercase().as_str(), "null" | "true" | "false" | "yes" | "no" | "on" | "off");
+        && !matches!(
+            text.to_ascii_lowercase().as_str(),
+            "null" | "true" | "false" | "yes" | "no" | "on" | "off"
+        );
     if bare {
         return text.to_owned();
     }

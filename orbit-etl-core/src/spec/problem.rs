@@ -133,9 +133,8 @@ impl SpecError {
             }
             files
         });
-        problems.sort_by_key(|p| {
-            (order.iter().position(|f| *f == p.place.file), p.place.line, p.place.column)
-        });
+        problems
+            .sort_by_key(|p| (order.iter().position(|f| *f == p.place.file), p.place.line, p.place.column));
         problems.dedup();
         Self { problems }
     }

@@ -185,10 +185,11 @@ pub fn json_schema(registry: &Registry) -> Json {
         "description": "The nodes that this one reads, as `node` or `node.stream`. Left out in a chain.",
         "anyOf": [{ "type": "string" }, { "type": "array", "items": { "type": "string" }, "minItems": 1 }]
     });
-    let name = json!({ "type": "string", "description": "The node's name; its type unless given." });
+    let name =
+        json!({ "type": "string", "description": "In a list, the node's name; its type unless given." });
     let roles = [
         ("Source", sources, json!({})),
-        ("Transform", transforms, json!({ "inputs": inputs })),
+        ("Transform", transforms, json!({ "inputs": inputs, "name": name })),
         ("Sink", sinks, json!({ "inputs": inputs, "delivery": delivery })),
     ];
     let mut defaults = Map::new();
@@ -230,9 +231,7 @@ pub fn json_schema(registry: &Registry) -> Json {
         "transforms": {
             "description": "A list is a chain; a map is a graph, in which each node names its inputs.",
             "anyOf": [
-                { "type": "array", "items": {
-                    "allOf": [node("Transform"), { "properties": { "name": name } }]
-                } },
+                { "type": "array", "items": node("Transform") },
                 named("Transform")
             ]
         },
@@ -257,8 +256,8 @@ pub fn json_schema(registry: &Registry) -> Json {
         "anyOf": [{ "required": ["name"] }, { "required": ["include"] }],
         "$defs": definitions
     });
-    allow_variables(&mut schema);
-    schema
+    suit_editors(&mut schema);
+    sorted(schema)
 }
 
 fn object(schema: Schema, key: &str) -> Map<String, Json> {
@@ -279,10 +278,6 @@ fn typed(tag: &str, config: Option<Json>, extra: &Json) -> Json {
         Some(map) => {
             if let Json::Object(properties) = map.entry("properties").or_insert_with(|| json!({})) {
                 properties.extend(own);
-                // A list of transforms may name each of them.
-                if !properties.contains_key("name") && properties.contains_key("inputs") {
-                    properties.insert("name".into(), json!({ "type": "string" }));
-                }
             }
             if let Json::Array(required) = map.entry("required").or_insert_with(|| json!([])) {
                 required.insert(0, "type".into());
@@ -293,8 +288,9 @@ fn typed(tag: &str, config: Option<Json>, extra: &Json) -> Json {
     }
 }
 
-/// Numbers, truth values and choices may come out of a `${…}`.
-fn allow_variables(schema: &mut Json) {
+/// Numbers, truth values and choices may come out of a `${…}`; and of a description, editors show the
+/// first paragraph.
+fn suit_editors(schema: &mut Json) {
     const VARIABLE: &str = r"\$\{.+\}";
     match schema {
         Json::Object(map) => {
@@ -310,12 +306,43 @@ fn allow_variables(schema: &mut Json) {
                 map.insert("type".into(), Json::Array(types));
                 map.insert("pattern".into(), VARIABLE.into());
             }
+            if let Some(Json::Array(choices)) = map.get_mut("oneOf")
+                && choices.iter().all(|c| c.get("const").is_some_and(Json::is_string))
+            {
+                choices.push(json!({ "type": "string", "pattern": VARIABLE }));
+            }
+            if let Some(Json::Array(choices)) = map.get_mut("enum") {
+                let choices = std::mem::take(choices);
+                map.remove("enum");
+                map.remove("type");
+                let variable = json!({ "type": "string", "pattern": VARIABLE });
+                map.insert("anyOf".into(), json!([{ "enum": choices }, variable]));
+                return;
+            }
+            if let Some(Json::String(text)) = map.get_mut("description")
+                && let Some(end) = text.find("\n\n")
+            {
+                text.truncate(end);
+            }
             for value in map.values_mut() {
-                allow_variables(value);
+                suit_editors(value);
             }
         }
-        Json::Array(items) => items.iter_mut().for_each(allow_variables),
+        Json::Array(items) => items.iter_mut().for_each(suit_editors),
         _ => {}
+    }
+}
+
+/// Keys in the order of the alphabet, whatever order serde_json was built to keep.
+fn sorted(value: Json) -> Json {
+    match value {
+        Json::Object(map) => {
+            let mut entries: Vec<_> = map.into_iter().collect();
+            entries.sort_by(|a, b| a.0.cmp(&b.0));
+            Json::Object(entries.into_iter().map(|(key, value)| (key, sorted(value))).collect())
+        }
+        Json::Array(items) => Json::Array(items.into_iter().map(sorted).collect()),
+        other => other,
     }
 }
 

@@ -55,11 +55,10 @@ fn node(value: &Spanned<DeValue<'_>>, lines: &Lines<'_>, depth: usize) -> Result
     let value = match value.get_ref() {
         DeValue::String(text) => Value::Text(Text::new(text.as_ref())),
         DeValue::Integer(integer) => Value::Integer(
-            i128::from_str_radix(&integer.as_str().replace('_', ""), integer.radix()).map_err(|_| number())?,
+            i128::from_str_radix(&integer.as_str().replace('_', ""), integer.radix())
+                .map_err(|_| number())?,
         ),
-        DeValue::Float(float) => {
-            Value::Float(float.as_str().replace('_', "").parse().map_err(|_| number())?)
-        }
+        DeValue::Float(float) => Value::Float(float.as_str().replace('_', "").parse().map_err(|_| number())?),
         DeValue::Boolean(bool) => Value::Bool(*bool),
         DeValue::Datetime(time) => Value::Text(Text::new(time.to_string())),
         DeValue::Array(items) => {

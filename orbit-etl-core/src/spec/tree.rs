@@ -105,9 +105,9 @@ impl Node {
             Value::Float(float) => Number::from_f64(*float).map_or(Json::Null, Json::Number),
             Value::Text(text) => Json::String(text.value.clone()),
             Value::List(items) => Json::Array(items.iter().map(Self::to_json).collect()),
-            Value::Map(entries) => Json::Object(
-                entries.iter().map(|e| (e.key.clone(), e.node.to_json())).collect::<Map<_, _>>(),
-            ),
+            Value::Map(entries) => {
+                Json::Object(entries.iter().map(|e| (e.key.clone(), e.node.to_json())).collect::<Map<_, _>>())
+            }
         }
     }
 

@@ -42,7 +42,8 @@ fn expand(text: &mut Text, place: &Place, key: &str, dir: &Path, lookup: &Lookup
             rest = after;
         } else if let Some(after) = rest.strip_prefix("${") {
             let Some(end) = after.find('}') else {
-                return Err(wrong("a `${` is not closed".into()).help("add the `}`, or write `$${` for the two characters"));
+                return Err(wrong("a `${` is not closed".into())
+                    .help("add the `}`, or write `$${` for the two characters"));
             };
             let inside = &after[..end];
             replaced = true;
@@ -56,7 +57,8 @@ fn expand(text: &mut Text, place: &Place, key: &str, dir: &Path, lookup: &Lookup
                     Some((name, default)) => (name, Some(default)),
                     None => (inside, None),
                 };
-                check_name(name).map_err(|why| wrong(why).help("write ${NAME}, ${NAME:-default} or ${file:/path}"))?;
+                check_name(name)
+                    .map_err(|why| wrong(why).help("write ${NAME}, ${NAME:-default} or ${file:/path}"))?;
                 match (lookup(name).filter(|value| default.is_none() || !value.is_empty()), default) {
                     (Some(value), _) => out.push_str(&value),
                     (None, Some(default)) => out.push_str(default),

@@ -39,9 +39,11 @@ pub(crate) fn read(file: &Arc<str>, text: &str, problems: &mut Vec<Problem>) -> 
             break;
         }
     }
-    Some(reader.root.unwrap_or_else(|| {
-        Node::new(Place { file: Arc::clone(file), line: 1, column: 1 }, Value::Null)
-    }))
+    Some(
+        reader
+            .root
+            .unwrap_or_else(|| Node::new(Place { file: Arc::clone(file), line: 1, column: 1 }, Value::Null)),
+    )
 }
 
 struct Reader {
@@ -93,10 +95,11 @@ impl Reader {
                     let value = scalar(&text, style);
                     // A value that isn't there has no place of its own.
                     let place = match (&value, self.stack.last()) {
-                        (
-                            Value::Null,
-                            Some(Open { what: Inside::Map(_, Some((_, key_place))), .. }),
-                        ) if text.is_empty() => key_place.clone(),
+                        (Value::Null, Some(Open { what: Inside::Map(_, Some((_, key_place))), .. }))
+                            if text.is_empty() =>
+                        {
+                            key_place.clone()
+                        }
                         _ => place,
                     };
                     self.value(Node::new(place, value), anchor, problems)?;
@@ -264,8 +267,12 @@ fn explain(file: &Arc<str>, text: &str, error: &ScanError) -> Problem {
             return at(line, column, "a `:` can't stand in a text without quotes".into())
                 .help("put the text into quotes");
         }
-        return at(line, leading(here).len(), format!("{} doesn't fit into the structure here", quoted(word(here))))
-            .help(COLUMNS);
+        return at(
+            line,
+            leading(here).len(),
+            format!("{} doesn't fit into the structure here", quoted(word(here))),
+        )
+        .help(COLUMNS);
     }
     if matches!(here.chars().nth(column), Some('"' | '\'')) || info.contains("quoted scalar") {
         return at(line, column, "a text in quotes is broken, or its quotes are not closed".into())

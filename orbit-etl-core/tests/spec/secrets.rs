@@ -55,7 +55,8 @@ fn nothing_that_is_built_shows_a_secret() {
     for text in [format!("{spec:?}"), format!("{told:?}"), told.to_string(), format!("{registry:?}")] {
         assert!(!text.contains("hunter2"), "{text}");
     }
-    let built = loader().parse(SPEC.trim_end().trim_end_matches("x-notes: {token: hunter2}"), Syntax::Yaml).unwrap();
+    let built =
+        loader().parse(SPEC.trim_end().trim_end_matches("x-notes: {token: hunter2}"), Syntax::Yaml).unwrap();
     let built = built.build(&registry);
     assert!(!format!("{built:?}").contains("hunter2"), "{built:?}");
 }

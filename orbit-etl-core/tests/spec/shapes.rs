@@ -45,7 +45,9 @@ sink: {type: files, path: out, format: json}
 #[tokio::test]
 async fn chains_and_graphs_are_connected() {
     assert_eq!(edges(ENDS).await, ["source < ", "sink < source.rows"]);
-    let chain = format!("{ENDS}transforms: [{{type: sql, query: a}}, {{type: sql, query: b, name: named}}, {{type: sql, query: c}}]");
+    let chain = format!(
+        "{ENDS}transforms: [{{type: sql, query: a}}, {{type: sql, query: b, name: named}}, {{type: sql, query: c}}]"
+    );
     assert_eq!(
         edges(&chain).await,
         ["source < ", "sql < source.rows", "named < sql.source", "sql_2 < named.sql", "sink < sql_2.named"]
@@ -77,12 +79,15 @@ sinks:
 
 #[tokio::test]
 async fn the_three_syntaxes_mean_the_same() {
-    let yaml = plan("
+    let yaml = plan(
+        "
 name: p
 parallelism: 2
 source: {type: files, path: in.csv, format: csv, csv: {header: true}, partition_by: [a, b]}
 sink: {type: files, path: out, format: json}
-").await;
+",
+    )
+    .await;
     let json = r#"{"name": "p", "parallelism": 2,
         "source": {"type": "files", "path": "in.csv", "format": "csv", "csv": {"header": true}, "partition_by": ["a", "b"]},
         "sink": {"type": "files", "path": "out", "format": "json"}}"#;
@@ -173,21 +178,28 @@ async fn includes_and_defaults_fill_in_and_paths_stay_where_they_were_written() 
     fs::create_dir(dir.path().join("shared")).unwrap();
     fs::create_dir(dir.path().join("tmp")).unwrap();
     let write = |path: &str, text: &str| fs::write(dir.path().join(path), text).unwrap();
-    write("shared/base.yaml", "
+    write(
+        "shared/base.yaml",
+        "
 include: lowest.json
 parallelism: 2
 source: {type: files, path: in.csv, csv: {header: true}}
 defaults: {source: {files: {format: csv, sample_rows: 7}}, sink: {files: {path: lake}}}
-");
+",
+    );
     write("shared/lowest.json", "{\"parallelism\": 9, \"batch_rows\": 77}");
-    write("orders.yaml", "
+    write(
+        "orders.yaml",
+        "
 name: p
 include: shared/base.yaml
 source: {csv: {delimiter: ;}}
 sink: {type: files, format: json}
 spill_in: tmp
-");
-    let built = |loader: Loader| loader.load(dir.path().join("orders.yaml")).unwrap().build(&registry()).unwrap();
+",
+    );
+    let built =
+        |loader: Loader| loader.load(dir.path().join("orders.yaml")).unwrap().build(&registry()).unwrap();
     let pipeline = built(loader());
     let plan = pipeline.explain().await.unwrap();
     let shared = dir.path().join("shared");
@@ -221,14 +233,16 @@ spill_in: tmp
 
 #[tokio::test]
 async fn errors_of_a_plan_find_their_node() {
-    let spec = parse("
+    let spec = parse(
+        "
 name: p
 source: {type: files, path: in.csv, format: csv}
 transforms:
   - type: sql
     query: SELECT * FROM nowhere
 sink: {type: files, path: out, format: json}
-");
+",
+    );
     let error = spec.build(&registry()).unwrap().explain().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Schema);
     assert_eq!(

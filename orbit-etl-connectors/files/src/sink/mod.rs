@@ -19,11 +19,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
+use orbit_etl_core::spec::{ByteSize, PathText, Secret, bytes};
 use orbit_etl_core::{
     CommitMode, Connector, ConnectorInfo, Context, Error, Health, Publication, Result, ResultExt, Sink,
     SinkSession, StreamInfo,
 };
-use orbit_etl_core::spec::{ByteSize, PathText, Secret, bytes};
 use schemars::JsonSchema;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};

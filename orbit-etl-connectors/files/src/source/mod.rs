@@ -23,11 +23,11 @@ use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion_expr::Expr;
 use futures::stream::BoxStream;
+use orbit_etl_core::spec::{ByteSize, PathText, Secret, bytes};
 use orbit_etl_core::{
     Connector, ConnectorInfo, Context, Error, FilterPushdown, Health, Position, Pushdown, Replay, Result,
     ScanRequest, Source, SourceEvent, Split, SplitChange, StreamInfo,
 };
-use orbit_etl_core::spec::{ByteSize, PathText, Secret, bytes};
 use schemars::JsonSchema;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize, Serializer};
