@@ -23,44 +23,41 @@ pub(crate) fn fit<T>(
     };
     // Only somebody who made a mistake pays for the copy.
     let mut rest = node.clone();
+    // Keys that seem to lack because what stood for them was wrong and was taken out.
     let mut excused: Vec<String> = Vec::new();
+    // Keys that lack, and have an empty text so that the others are looked at.
+    let mut filled: Vec<String> = Vec::new();
     let mut fault = Some(fault);
     for _ in 0..TOLD {
         let Some(found) = fault.take() else { break };
-        let steps: Vec<Step> = found.steps().cloned().collect();
+        let mut steps: Vec<Step> = found.steps().cloned().collect();
+        let at_fault = path(&steps);
         if let What::MissingKey(key) = found.what {
-            let missing = join(&path(&steps), key);
-            // It isn't missing, it is what was wrong.
+            let missing = join(&at_fault, key);
+            if filled.contains(&missing) {
+                break;
+            }
             if !excused.contains(&missing) {
                 problems.push(describe(&rest, at, place, &found));
             }
-            let filled = !excused.contains(&format!("{missing}?"));
-            excused.push(format!("{missing}?"));
-            if !filled || !fill(&mut rest, &steps, key) {
+            if !fill(&mut rest, &steps, key) {
                 break;
             }
+            filled.push(missing);
         } else {
-            let filled = excused.contains(&format!("{}?", path(&steps)));
-            let failed = walk(&mut rest, &steps).is_some_and(|n| n.as_text().is_some_and(|t| t.failed));
-            if !filled && !failed {
+            // It takes no text, so nothing more can be learnt.
+            if filled.contains(&at_fault) {
+                break;
+            }
+            let told = walk(&mut rest, &steps).is_some_and(|n| n.as_text().is_some_and(|t| t.failed));
+            if !told {
                 problems.push(describe(&rest, at, place, &found));
             }
-            let cut = match &found.what {
-                What::UnknownKey { key, known } => {
-                    if let Some(near) = nearest(key, known.iter().copied()) {
-                        excused.push(join(&path(&steps), near));
-                    }
-                    let mut steps = steps;
-                    steps.push(Step::Key(key.clone()));
-                    steps
-                }
-                _ => steps,
-            };
-            // What was filled in doesn't fit, so nothing more can be learnt.
-            if filled {
-                break;
+            if let What::UnknownKey { key, known } = &found.what {
+                excused.extend(nearest(key, known.iter().copied()).map(|near| join(&at_fault, near)));
+                steps.push(Step::Key(key.clone()));
             }
-            match remove(&mut rest, &cut) {
+            match remove(&mut rest, &steps) {
                 Some(removed) => excused.push(removed),
                 None => break,
             }
