@@ -33,7 +33,8 @@
 //! |---|---|---|
 //! | `files` | [`connectors::files`]: CSV, JSON lines, Parquet, Avro and Arrow IPC on local disks | yes |
 //! | `sql` | [`transforms::sql`]: SQL on DataFusion | yes |
-//! | `s3`, `gcs`, `azure`, `http` | `s3://`, `gs://`, `az://`, `http(s)://` for files | |
+//! | `delta` | [`connectors::delta`]: Delta Lake tables | |
+//! | `s3`, `gcs`, `azure`, `http` | `s3://`, `gs://`, `az://`, `http(s)://` for files; `s3://` for `delta` too | |
 //! | `full` | all of these | |
 //! | `failpoints` | lets the environment abort the process at a named point; for crash tests alone | |
 
@@ -53,6 +54,8 @@ pub mod transforms {
 
 /// What most pipelines need, in one `use`.
 pub mod prelude {
+    #[cfg(feature = "delta")]
+    pub use orbit_etl_connectors::delta::{DeltaSink, DeltaSource};
     #[cfg(feature = "files")]
     pub use orbit_etl_connectors::files::{FilesSink, FilesSource};
     pub use orbit_etl_core::host::{ChannelSink, FnSink, Map, StreamSource};

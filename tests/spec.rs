@@ -137,6 +137,33 @@ async fn the_example_runs_twice_and_does_its_work_once() {
 }
 
 #[test]
+fn delta_tables_are_written_down_by_these_names() {
+    let text = "
+name: p
+sources:
+  old: {type: delta, path: lake/a, version: 7}
+  then: {type: delta, path: lake/a, timestamp: 2026-01-31T12:00:00Z}
+  all: {type: delta, path: lake/b, changes: true, follow: true, poll: 5s, storage: {secret_access_key: hunter2}}
+sinks:
+  whole: {type: delta, path: out/a, mode: overwrite, partition_by: [day], inputs: old}
+  more: {type: delta, path: out/b, mode: append, schema_mode: merge, target_file_size: 64MiB, inputs: [then, all],
+    storage: {secret_access_key: hunter3}}
+";
+    let spec = Loader::new().parse(text, Syntax::Yaml).unwrap();
+    let pipeline = spec.build(&registry()).unwrap_or_else(|e| panic!("{e}"));
+    let shown = format!("{pipeline:#?}\n{spec:?}\n{}", spec.to_yaml(&registry()));
+    assert!(shown.contains("lake/b") && !shown.contains("hunter"), "{shown}");
+    let text = text.replace("version: 7", "verison: 7").replace("overwrite", "replace").replace("5s", "5");
+    let error = Loader::new().parse(&text, Syntax::Yaml).unwrap().build(&registry()).unwrap_err();
+    let keys: Vec<_> = error.problems().iter().map(|p| (p.line(), p.key())).collect();
+    assert_eq!(
+        keys,
+        [(4, "sources.old.verison"), (6, "sources.all.poll"), (8, "sinks.whole.mode")],
+        "{error}"
+    );
+}
+
+#[test]
 fn mistakes_in_built_in_types_are_told_all_at_once() {
     let text = "
 name: p

@@ -70,10 +70,25 @@ fn same<T: Ord + Clone + std::fmt::Debug>(what: &str, found: &[T], expected: &[T
     ))
 }
 
+/// Checks that the files that count by the manifests hold just what the input has, whatever else lies
+/// there: what a reader sees who wants all or nothing, also in the middle of a commit.
+pub(crate) fn check_by_manifests(job: &Job, input: &Input) -> Result<(), String> {
+    let mut manifests = manifests(&job.lake())?;
+    let generation = |manifest: &Value| manifest["generation"].as_u64().unwrap_or_default();
+    let overwriting = manifests.iter().filter(|manifest| manifest["mode"] == "overwrite");
+    let since = overwriting.map(generation).max().unwrap_or_default();
+    manifests.retain(|manifest| generation(manifest) >= since);
+    same("rows", &rows_of(&job.lake(), manifests.iter().flat_map(named))?, &input.rows)
+}
+
 fn lake_rows(job: &Job) -> Result<Vec<Row>, String> {
     let root = job.lake();
+    rows_of(&root, listed(&root)?)
+}
+
+fn rows_of(root: &Path, files: impl IntoIterator<Item = PathBuf>) -> Result<Vec<Row>, String> {
     let mut rows = Vec::new();
-    for path in listed(&root)? {
+    for path in files {
         let file = File::open(root.join(&path)).map_err(|e| format!("{}: {e}", path.display()))?;
         let reader = ParquetRecordBatchReaderBuilder::try_new(file)
             .and_then(ParquetRecordBatchReaderBuilder::build)
@@ -119,22 +134,26 @@ fn dead_letters(job: &Job) -> Result<Vec<String>, String> {
 
 /// The published files, which must be those that the manifests name, each once.
 fn listed(root: &Path) -> Result<Vec<PathBuf>, String> {
-    let mut published = Vec::new();
-    let mut named = Vec::new();
-    for path in files(root) {
-        if path.starts_with("_orbit/manifests") {
-            let manifest = fs::read(root.join(&path)).map_err(|e| e.to_string())?;
-            let manifest: Value = serde_json::from_slice(&manifest).map_err(|e| e.to_string())?;
-            let files = manifest["files"].as_array().ok_or("a manifest without files")?;
-            named.extend(files.iter().map(|file| PathBuf::from(file["path"].as_str().unwrap_or_default())));
-        } else if !path.starts_with("_orbit") {
-            published.push(path);
-        }
-    }
+    let published: Vec<_> = files(root).into_iter().filter(|path| !path.starts_with("_orbit")).collect();
+    let mut named: Vec<_> = manifests(root)?.iter().flat_map(named).collect();
     named.sort();
     if published == named {
         Ok(published)
     } else {
         Err(format!("the directory holds {published:?}, the manifests name {named:?}"))
     }
+}
+
+fn manifests(root: &Path) -> Result<Vec<Value>, String> {
+    let paths = files(root).into_iter().filter(|path| path.starts_with("_orbit/manifests"));
+    let read = paths.map(|path| {
+        let manifest = fs::read(root.join(path)).map_err(|e| e.to_string())?;
+        serde_json::from_slice(&manifest).map_err(|e| e.to_string())
+    });
+    read.collect()
+}
+
+fn named(manifest: &Value) -> Vec<PathBuf> {
+    let files = manifest["files"].as_array().into_iter().flatten();
+    files.map(|file| PathBuf::from(file["path"].as_str().unwrap_or_default())).collect()
 }

@@ -2,8 +2,12 @@
 //!
 //! | feature and `type` | source | sink |
 //! |---|---|---|
+//! | `delta` | a version, new versions, changes; exact replay (changes: whole versions) | append, overwrite; staged |
 //! | `files` | CSV, JSON lines, Parquet, Avro, Arrow IPC; exact replay | the same formats; staged |
 
+#[cfg(feature = "delta")]
+#[doc(inline)]
+pub use orbit_etl_connector_delta as delta;
 #[cfg(feature = "files")]
 #[doc(inline)]
 pub use orbit_etl_connector_files as files;
@@ -12,6 +16,10 @@ use orbit_etl_core::Registry;
 
 /// Registers every connector that this build has, and names the feature of those that it lacks.
 pub fn register_enabled(registry: &mut Registry) {
+    #[cfg(feature = "delta")]
+    registry.add_source::<delta::DeltaSource>("delta").add_sink::<delta::DeltaSink>("delta");
+    #[cfg(not(feature = "delta"))]
+    registry.add_absent("delta", "delta");
     #[cfg(feature = "files")]
     registry.add_source::<files::FilesSource>("files").add_sink::<files::FilesSink>("files");
     #[cfg(not(feature = "files"))]

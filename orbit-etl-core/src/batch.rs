@@ -59,6 +59,14 @@ fn estimate(column: &ArrayRef) -> usize {
             let offsets = column.as_binary::<i32>().value_offsets();
             rows * 4 + (offsets[rows] - offsets[0]).as_usize()
         }
+        DataType::LargeUtf8 => {
+            let offsets = column.as_string::<i64>().value_offsets();
+            rows * 8 + (offsets[rows] - offsets[0]).as_usize()
+        }
+        DataType::LargeBinary => {
+            let offsets = column.as_binary::<i64>().value_offsets();
+            rows * 8 + (offsets[rows] - offsets[0]).as_usize()
+        }
         DataType::FixedSizeBinary(width) => rows * usize::try_from(*width).unwrap_or(0),
         other => match other.primitive_width() {
             Some(width) => rows * width,

@@ -17,6 +17,7 @@ use crate::connector::{Connector, StreamInfo};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::event::{Reject, StreamId};
+use crate::model::Role;
 
 /// The number of an epoch: 1 for a pipeline's first, counting up over all its runs.
 pub type Epoch = u64;
@@ -36,6 +37,15 @@ pub trait Sink: Connector {
     /// by key). Makes an [`Immediate`](CommitMode::Immediate) sink effectively exactly-once. Pure.
     fn idempotent(&self) -> bool {
         false
+    }
+
+    /// Whether rows of this stream that come one after another out of one lane must reach one writer in
+    /// that order. Where they need not, the engine deals them out to several writers, batch by batch.
+    /// By default changes and rows with keys keep their order, since a later row may take the place of
+    /// an earlier one; a sink that only appends can do without. Pure.
+    fn needs_order(&self, input: &StreamInfo) -> bool {
+        let changes = [Role::Op, Role::Order].iter().any(|role| role.find(&input.schema).is_some());
+        changes || !input.keys.is_empty()
     }
 
     /// Opens for these streams, whose order gives the [`StreamId`]s. Has no effect on the target:

@@ -48,6 +48,13 @@ pub trait Source: Connector {
     /// enumerator's own position. The stream ends when no further split can come; an unbounded
     /// source's never does.
     ///
+    /// Each split is told of once, and again only to bring it back after it was revoked. **What has
+    /// ended is the enumerator's to remember**: the engine forgets a split with the epoch in which it
+    /// was read to its end, in this run and in all that follow. Told of again after that (after its end
+    /// was [acknowledged](Source::acknowledge)) it is a new split, read from its start, and its rows
+    /// come once more. Told of again before, it is still the split that has ended, and nothing is left
+    /// to read.
+    ///
     /// # Errors
     /// The listing failed. A file that changed since it was read is an error here, if the
     /// configuration says so.
@@ -136,7 +143,8 @@ impl Split {
 /// News of the enumerator.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SplitChange {
-    /// Splits to read from now on. One that is known already is read on from where it stood.
+    /// Splits to read from now on. One that is known already is read on from where it stood; one that
+    /// has ended, see [`Source::splits`].
     pub added: Vec<Split>,
     /// Splits that this run must not read any further (a partition that moved elsewhere).
     pub revoked: Vec<SplitId>,

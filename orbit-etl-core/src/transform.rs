@@ -50,6 +50,15 @@ pub trait Transform: Debug + Send + Sync + 'static {
         Ok(false)
     }
 
+    /// Whether the order in which rows come out means something, as after an `ORDER BY`. Asked of
+    /// transforms that work in one lane (blocking ones and [`Distribution::Single`]): if it means
+    /// nothing, sinks that don't need an order get the rows in several lanes again. Pure; asked after
+    /// `outputs` has accepted the inputs.
+    async fn ordered(&self, cx: &Context, inputs: &[StreamInfo]) -> Result<bool> {
+        let _ = (cx, inputs);
+        Ok(true)
+    }
+
     /// What is needed of input `input`: a wish for its source. The transform must give the same
     /// result if the wish isn't granted, whole or in part, but for columns: it is started with the
     /// narrowed schema.
@@ -156,15 +165,17 @@ pub trait Operator: Send {
 /// doesn't fit is spilled or refused.
 #[async_trait]
 pub trait BlockingOperator: Send {
-    /// Turns the inputs into the output, a stream of (output index, rows). A stream that ends
-    /// early leaves the rest of the inputs unread; the engine drains them.
+    /// Turns the inputs into what goes to `out`; a row that can't be handled is rejected there, and
+    /// belongs to the pipeline's only epoch as all others do. How many rows go in and out is not
+    /// compared. One that returns early leaves the rest of the inputs unread; the engine drains them.
     ///
     /// # Errors
     /// As [`Operator::process`].
     async fn run(
         self: Box<Self>,
         inputs: Vec<BoxStream<'static, Result<RecordBatch>>>,
-    ) -> Result<BoxStream<'static, Result<(usize, RecordBatch)>>>;
+        out: &mut Output<'_>,
+    ) -> Result<()>;
 }
 
 /// The number of key groups that keyed state is divided into. Fixed, so that the number of lanes can

@@ -6,6 +6,7 @@ use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::Int64Type;
 use futures::stream::StreamExt;
 use orbit_etl_core::model::Role;
+use orbit_etl_core::pipeline::Collected;
 use orbit_etl_core::{ContextBuilder, Error, ErrorKind, Started, StreamInfo, Transform};
 use orbit_etl_transforms::Sql;
 use orbit_etl_transforms::sql::Joins;
@@ -72,7 +73,7 @@ async fn unions_limits_and_unnest() {
     let out = both("SELECT id FROM orders UNION ALL SELECT id FROM customers ORDER BY id DESC LIMIT 2").await;
     assert_eq!(out, "+----+\n| id |\n+----+\n| 30 |\n| 20 |\n+----+");
     let rows = orders();
-    let sql = Sql::new("SELECT unnest(make_array(id, -id)) AS u FROM input");
+    let sql = Sql::new("SELECT unnest(make_array(id, -id)) AS u FROM input ORDER BY u");
     let out = blocked(&sql, &cx(), vec![(stream("src", &rows), vec![rows.clone()])]).await.unwrap();
     assert_eq!(crate::given::rows(&out), 8);
 }
@@ -170,15 +171,27 @@ async fn a_hash_join_that_does_not_fit_says_what_to_do() {
     assert_eq!(error.kind(), ErrorKind::Resources);
     assert!(error.to_string().contains("memory limit"), "{error}");
     assert!(error.to_string().contains("sort_merge"), "{error}");
+    assert!(error.context("operator").unwrap().contains("HashJoin"), "{error}");
+    assert!(error.to_string().contains("limit of 11 MiB"), "{error}");
 }
 
 #[tokio::test]
-async fn a_join_may_sort_and_merge() {
-    let cx = cx_with(48 << 20, 2, 1_024);
-    let out = blocked(&Sql::new(JOIN).with_joins(Joins::SortMerge), &cx, sides()).await.unwrap();
-    assert_eq!(out[0].column(0).as_primitive::<Int64Type>().value(0), 100_000);
-    assert_eq!(cx.memory().reserved(), 0);
-    assert_eq!(files_under(cx.spill_dir()), 0);
+async fn a_join_may_sort_and_merge_in_little_memory() {
+    for lanes in [1, 2, 4] {
+        let cx = cx_with(10 << 20, lanes, 1_024);
+        let out = blocked(&Sql::new(JOIN).with_joins(Joins::SortMerge), &cx, sides()).await.unwrap();
+        assert_eq!(out[0].column(0).as_primitive::<Int64Type>().value(0), 100_000, "{lanes}");
+        assert_eq!(cx.memory().reserved(), 0);
+        assert_eq!(files_under(cx.spill_dir()), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_merging_join_that_does_not_fit_says_what_it_needs() {
+    let cx = cx_with(1 << 20, 2, 1_024);
+    let error = blocked(&Sql::new(JOIN).with_joins(Joins::SortMerge), &cx, sides()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Resources);
+    assert!(error.to_string().contains(" MiB"), "{error}");
 }
 
 #[tokio::test]
@@ -207,16 +220,10 @@ async fn an_inputs_error_comes_out_as_it_went_in() {
             Ok(rows.clone()),
             Err(Error::unavailable("the server went away").with("host", "db1")),
         ]);
-        let mut out = operator.run(vec![failing.boxed()]).await.unwrap();
-        let error = loop {
-            match out.next().await.expect("the error comes out") {
-                Ok(_) => {}
-                Err(error) => break error,
-            }
-        };
+        let mut out = Collected::default();
+        let error = operator.run(vec![failing.boxed()], &mut out.output()).await.unwrap_err();
         assert_eq!((error.kind(), error.context("host")), (ErrorKind::Unavailable, Some("db1")), "{query}");
         assert!(error.is_retryable());
-        assert!(out.next().await.is_none(), "an error is the end");
     }
 }
 
@@ -228,9 +235,12 @@ async fn stops_when_the_run_does() {
     let infos = [stream("src", &rows)];
     let sql = Sql::new("SELECT id FROM input ORDER BY id");
     let Started::Blocking(operator) = sql.start(&cx, &infos).await.unwrap() else { panic!("streaming") };
-    let mut out = operator.run(vec![futures::stream::pending().boxed()]).await.unwrap();
+    let mut out = Collected::default();
+    let mut out = out.output();
+    let mut running = operator.run(vec![futures::stream::pending().boxed()], &mut out);
+    assert!(futures::poll!(&mut running).is_pending());
     token.cancel();
-    assert_eq!(out.next().await.unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
+    assert_eq!(running.await.unwrap_err().kind(), ErrorKind::Cancelled);
 }
 
 #[tokio::test]
@@ -241,8 +251,9 @@ async fn a_limit_leaves_the_rest_unread() {
     let Started::Blocking(operator) = sql.start(&cx(), &infos).await.unwrap() else { panic!("streaming") };
     let batch = rows.clone();
     let endless = futures::stream::repeat_with(move || Ok(batch.clone())).boxed();
-    let out: Vec<_> = operator.run(vec![endless]).await.unwrap().collect().await;
-    assert_eq!(out.iter().map(|b| b.as_ref().unwrap().1.num_rows()).sum::<usize>(), 2);
+    let mut out = Collected::default();
+    operator.run(vec![endless], &mut out.output()).await.unwrap();
+    assert_eq!(out.batches.iter().map(|(_, b)| b.num_rows()).sum::<usize>(), 2);
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, RecordBatch};
 use arrow::util::pretty::pretty_format_batches;
 use datafusion::execution::memory_pool::GreedyMemoryPool;
-use futures::stream::{StreamExt, TryStreamExt};
+use futures::stream::StreamExt;
 use orbit_etl_core::pipeline::Collected;
 use orbit_etl_core::{Context, ContextBuilder, Result, Started, StreamInfo, Transform};
 use orbit_etl_transforms::Sql;
@@ -72,12 +72,14 @@ pub(crate) async fn blocked(
         panic!("{} started as streaming", sql.query());
     };
     let rows = inputs.into_iter().map(|(_, b)| futures::stream::iter(b.into_iter().map(Ok)).boxed());
-    let out: Vec<(usize, RecordBatch)> = operator.run(rows.collect()).await?.try_collect().await?;
-    for (output, batch) in &out {
+    let mut out = Collected::default();
+    operator.run(rows.collect(), &mut out.output()).await?;
+    assert!(out.rejects.is_empty());
+    for (output, batch) in &out.batches {
         assert_eq!(*output, 0);
         assert_eq!(batch.schema(), outputs[0].schema, "the schema is the announced one");
     }
-    Ok(out.into_iter().map(|(_, b)| b).collect())
+    Ok(out.batches.into_iter().map(|(_, b)| b).collect())
 }
 
 pub(crate) fn shown(batches: &[RecordBatch]) -> String {

@@ -3,9 +3,13 @@
 #![cfg(feature = "sql")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod blame;
 mod blocking;
+mod expanding;
+mod functions;
 mod given;
 mod naming;
+mod plan_once;
 mod planning;
 mod pushdown;
 mod random;

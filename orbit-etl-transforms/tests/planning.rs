@@ -128,7 +128,6 @@ async fn what_needs_the_whole_input_blocks_and_is_refused_over_an_endless_one() 
         "SELECT l.a FROM input l JOIN src r ON l.a = r.a",
         "SELECT a FROM input WHERE a IN (SELECT a + 1 FROM input)",
         "SELECT a, (SELECT max(a) FROM input) AS m FROM input",
-        "SELECT unnest(make_array(a, a)) AS u FROM input",
     ] {
         let sql = Sql::new(query);
         assert!(sql.blocking(&cx(), &[input()]).await.unwrap(), "{query}");
@@ -138,5 +137,50 @@ async fn what_needs_the_whole_input_blocks_and_is_refused_over_an_endless_one() 
         assert_eq!(error.kind(), ErrorKind::Unsupported, "{query}");
         assert!(error.to_string().contains("window"), "{error}");
         assert!(sql.start(&cx(), &endless).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn an_error_says_where_it_stands_and_which_name_is_near() {
+    let inputs = [StreamInfo::new("orders", rows().schema())];
+    for (query, place, near) in [
+        ("SELECT a\nFROM orders\nWHERE a >> > 1", "line 3, column 12", None),
+        ("SELECT 'open FROM orders", "line 1, column 8", None),
+        ("SELECT a,\n  aa FROM orders", "line 2, column 3", Some("`a`")),
+        ("SELECT a FROM orders\nWHERE orders.bb = 'secret'", "line 2, column 7", Some("`b`")),
+        ("SELECT a\n FROM ordres", "line 2, column 7", Some("`orders`")),
+        ("SELECT uper(b) AS u FROM orders", "line 1, column 8", Some("`upper`")),
+    ] {
+        let error = Sql::new(query).outputs(&cx(), &inputs).await.unwrap_err();
+        assert_eq!(error.context("at"), Some(place), "{query}: {error}");
+        match near {
+            Some(name) => assert!(error.to_string().contains(&format!("did you mean {name}?")), "{error}"),
+            None => assert!(!error.to_string().contains("did you mean"), "{error}"),
+        }
+        assert!(!error.report().contains("secret"), "{}", error.report());
+    }
+    let error = Sql::new("SELECT elephant FROM orders").outputs(&cx(), &inputs).await.unwrap_err();
+    assert!(!error.to_string().contains("did you mean"), "nothing is near: {error}");
+}
+
+#[tokio::test]
+async fn only_an_order_that_was_asked_for_and_reaches_the_result_counts() {
+    let two = [StreamInfo::new("l", rows().schema()), StreamInfo::new("r", rows().schema())];
+    let join = "SELECT l.a, r.b FROM l JOIN r ON l.a = r.a";
+    for (query, joins, ordered) in [
+        (join.to_owned(), Joins::Hash, false),
+        // Sorted as the join works, but nobody asked for it.
+        (join.to_owned(), Joins::SortMerge, false),
+        (format!("{join} ORDER BY l.a"), Joins::Hash, true),
+        (format!("{join} ORDER BY r.b DESC LIMIT 10"), Joins::Hash, true),
+        // The order of a subquery binds nobody.
+        ("SELECT a + 1 AS c FROM (SELECT l.a FROM l, r ORDER BY l.a)".to_owned(), Joins::Hash, false),
+        ("SELECT l.a, count(r.b) AS n FROM l, r GROUP BY l.a".to_owned(), Joins::Hash, false),
+        ("SELECT l.a, sum(r.a) OVER (ORDER BY l.a) AS s FROM l, r".to_owned(), Joins::Hash, false),
+        ("SELECT l.a FROM l, r LIMIT 10".to_owned(), Joins::Hash, false),
+        ("SELECT a FROM l UNION ALL SELECT a FROM r".to_owned(), Joins::Hash, false),
+    ] {
+        let sql = Sql::new(query.as_str()).with_joins(joins);
+        assert_eq!(sql.ordered(&cx(), &two).await.unwrap(), ordered, "{query}");
     }
 }

@@ -7,9 +7,6 @@ use arrow::array::{
     StringViewArray, TimestampMicrosecondArray,
 };
 use arrow::datatypes::{DataType, Field, Int64Type, Schema};
-use datafusion::common::cast::as_int64_array;
-use datafusion::error::DataFusionError;
-use datafusion::logical_expr::{ColumnarValue, Volatility, create_udf};
 use orbit_etl_core::model::{ROLE, Role};
 use orbit_etl_core::pipeline::Collected;
 use orbit_etl_core::{ErrorKind, Payload, Started, StreamInfo, Transform};
@@ -186,45 +183,6 @@ async fn a_reject_that_is_not_tolerated_would_keep_a_single_row_alive() {
     assert_eq!(out.rejects.len(), 999);
     let Payload::Rows(row) = &out.rejects[0].payload else { panic!("not a row") };
     assert!(orbit_etl_core::batch::retained_bytes(row) < 8_192);
-}
-
-#[tokio::test]
-async fn host_functions_are_known() {
-    let double = create_udf(
-        "twice",
-        vec![DataType::Int64],
-        DataType::Int64,
-        Volatility::Immutable,
-        Arc::new(|args: &[ColumnarValue]| {
-            let values = ColumnarValue::values_to_arrays(args)?;
-            let doubled: Int64Array = as_int64_array(&values[0])?.iter().map(|v| v.map(|v| v * 2)).collect();
-            Ok(ColumnarValue::Array(Arc::new(doubled)))
-        }),
-    );
-    let out = streamed(&Sql::new("SELECT TWICE(id) AS t FROM input").with_udf(double), &[numbers()]).await;
-    let values = only(&out).column(0).as_primitive::<Int64Type>();
-    assert_eq!(values.iter().collect::<Vec<_>>(), [Some(2), Some(4), None, Some(8)]);
-}
-
-#[tokio::test]
-async fn a_host_function_that_fails_rejects_without_its_words() {
-    let picky = create_udf(
-        "picky",
-        vec![DataType::Int64],
-        DataType::Int64,
-        Volatility::Immutable,
-        Arc::new(|args: &[ColumnarValue]| {
-            let values = ColumnarValue::values_to_arrays(args)?;
-            if as_int64_array(&values[0])?.iter().flatten().any(|v| v == 4) {
-                return Err(DataFusionError::External("the value 4 is a secret".into()));
-            }
-            Ok(ColumnarValue::Array(Arc::clone(&values[0])))
-        }),
-    );
-    let out = streamed(&Sql::new("SELECT picky(id) AS p FROM input").with_udf(picky), &[numbers()]).await;
-    assert_eq!(out.rejects.len(), 1);
-    assert!(!out.rejects[0].message.contains("secret"), "{}", out.rejects[0].message);
-    assert_eq!(only(&out).num_rows(), 3);
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use crate::paced::Pace;
 use crate::target;
 
 /// Steps of epochs that publish nothing, and of the last one, which publishes all.
-const LATER: [&str; 14] = [
+const LATER: [&str; 20] = [
     "barrier",
     "barrier:8",
     "before_prepare:5",
@@ -22,6 +22,12 @@ const LATER: [&str; 14] = [
     "after_acknowledge",
     "after_acknowledge:4",
     "before_commit",
+    "files_after_rename",
+    "files_after_rename:4",
+    "files_before_manifest",
+    "files_after_manifest",
+    "files_before_replaced_manifest",
+    "files_after_replaced",
     "after_commit",
 ];
 
@@ -46,7 +52,7 @@ async fn replace(bench: &Bench, job: &Job, failpoint: &str) -> Result<(), String
     let before = target::published(&job.lake());
     Run::start(job, Some(failpoint), None).aborts()?;
     // Either all of the first load or all of the second.
-    target::check(job, &bench.input).map_err(|e| format!("after the crash: {e}"))?;
+    target::check_by_manifests(job, &bench.input).map_err(|e| format!("after the crash: {e}"))?;
     run(&pipeline()).await?;
     target::check(job, &bench.input)?;
     target::check_clean(job)?;

@@ -7,13 +7,16 @@ use super::{Bench, PARTITIONED, REJECTS, expect_none, finish, last_epoch};
 pub(super) const ONCE: [&str; 4] = ["before_claim", "after_claim", "after_sink_claims", "after_discard"];
 
 /// Steps that it passes with every epoch.
-const EACH_EPOCH: [&str; 9] = [
+const EACH_EPOCH: [&str; 12] = [
     "barrier",
     "before_prepare",
     "after_prepare",
     "before_checkpoint",
     "after_checkpoint",
     "before_commit",
+    "files_after_rename",
+    "files_before_manifest",
+    "files_after_manifest",
     "after_commit",
     "before_acknowledge",
     "after_acknowledge",
@@ -33,7 +36,8 @@ async fn die_everywhere(partitioned: bool, rejects: bool) {
     let bench = Bench::new(partitioned, rejects);
     let letters = if rejects { &LETTERS[..] } else { &[] };
     let each_epoch = EACH_EPOCH.iter().chain(letters);
-    let steps = ONCE.iter().map(|step| (*step, 1));
+    let claims = rejects.then_some(&"between_sink_claims");
+    let steps = ONCE.iter().chain(claims).map(|step| (*step, 1));
     let steps = steps.chain(each_epoch.flat_map(|step| TIMES.map(|nth| (*step, nth))));
     let mut failures = Vec::new();
     for (step, nth) in steps {

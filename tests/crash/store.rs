@@ -18,11 +18,13 @@ use crate::target;
 /// Names the bucket. The credentials are in the environment too.
 const URL: &str = "ORBIT_TEST_S3_URL";
 
-const CHAINS: [&[&str]; 6] = [
+const CHAINS: [&[&str]; 8] = [
     &["after_prepare:4"],
     &["before_checkpoint:3", "after_discard"],
     &["after_checkpoint:2"],
     &["before_commit:3", "before_commit", "after_commit:2"],
+    &["files_between_publish_and_markers:2"],
+    &["files_before_manifest:2", "files_after_manifest"],
     &["after_commit:3", "after_sink_claims"],
     &["before_acknowledge:2"],
 ];

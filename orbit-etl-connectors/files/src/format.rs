@@ -14,6 +14,13 @@ pub enum Format {
     /// Text, one row a line, columns cut by a delimiter.
     Csv,
     /// JSON lines: one object a line.
+    ///
+    /// A line is malformed if it is not one JSON object by the letter of RFC 8259, if it has a column
+    /// twice, or if a column can't take its value; the others are read exactly. Numbers are taken as
+    /// [`CsvOptions`] says, where `1.0` and `1e3` are whole also in inferred columns, and texts like CSV
+    /// fields. A whole number in a column of times, dates or spans of time counts the column's units,
+    /// since 1970 or midnight. Numbers and booleans in a text column stay as they are written. A
+    /// byte order mark before the first line is skipped.
     #[serde(alias = "ndjson", alias = "jsonl")]
     Json,
     /// Apache Parquet.
@@ -154,6 +161,37 @@ impl fmt::Display for Compression {
 }
 
 /// How CSV is written and read.
+///
+/// # Which records are read
+///
+/// A record ends at a line feed, a carriage return or both, outside of quotes; blank lines are none.
+/// Quotes count at the start of a field alone. A record is malformed, and rejected as a whole, if its
+/// number of fields isn't that of the header, if a quote isn't closed, if anything but a delimiter or
+/// the end follows a closing quote, if it is not UTF-8, if it is longer than `max_record`, or if a
+/// column that is read can't take its field.
+///
+/// # Which values a column takes
+///
+/// None is ever altered. A field that the column's type doesn't hold exactly is malformed.
+///
+/// | Type | Where the type was given | Where it was inferred |
+/// |---|---|---|
+/// | `Boolean` | `true` and `false` in any case | the same |
+/// | integers | every way to write such a number: `7`, `007`, `+7`, `7.0`, `7e0`, also between spaces | digits alone, without zeros in front: `7`, `-7` |
+/// | decimals | the same; behind the last digit of the scale there may be zeros only | the same as integers |
+/// | floating point | the nearest value, but no number beyond the type's range, and none that would become zero; `NaN`, `inf` | JSON's way to write numbers, and only those that come back when the value is written in as few digits as it needs: `0.1` and `0.30000000000000004`, but not `9007199254740993`; `NaN`, `inf` |
+/// | `Date32` | `2024-12-31`, also `20241231`, `2024-1-5`, `+12024-01-05`, and midnights without a zone | `2024-12-31` |
+/// | `Date64` | dates and timestamps without a zone, to the millisecond | |
+/// | times | `12:30:15.5`, also `12:30` and `6:00 pm` | |
+/// | timestamps | `2024-12-31T12:30:15.5` with `T` or a space, dates alone, times without colons | the same, but with colons |
+/// | timestamps with a zone | the same with `Z`, an offset, or a zone's name | with `Z` or an offset |
+/// | texts | everything | everything |
+/// | `Null` | nothing but NULL | |
+///
+/// A timestamp with a zone is no value of a column without one, nor the other way round. Digits of a
+/// second beyond the column's unit must be zeros, and leap seconds belong to no type. A later value of
+/// an inferred column that would have made it text, had it been in the sample, is malformed; its
+/// reject says that giving the type in `columns` would help.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CsvOptions {

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Component, PathBuf};
 use std::sync::Arc;
+#[cfg(any(feature = "s3", feature = "gcs", feature = "azure", feature = "http"))]
+use std::time::Duration;
 
 use globset::{GlobBuilder, GlobMatcher};
 use object_store::ObjectStore;
@@ -15,7 +17,7 @@ use secrecy::SecretString;
 use url::Url;
 
 /// Options of an object store: `region`, `endpoint`, `access_key_id` … What isn't given here is
-/// taken from the environment.
+/// taken from the environment. Two are ours: `max_retries` and `retry_timeout`, in seconds.
 pub(crate) type Storage = BTreeMap<String, SecretString>;
 
 /// A place that may hold files.
@@ -210,8 +212,11 @@ fn open_store(url: &Url, storage: &Storage, display: &str) -> Result<Opened> {
     macro_rules! build {
         ($builder:expr, $multipart:expr) => {{
             use secrecy::ExposeSecret as _;
-            let mut builder = $builder;
+            let mut builder = $builder.with_retry(retries(storage, display)?);
             for (key, value) in storage {
+                if key == MAX_RETRIES || key == RETRY_TIMEOUT {
+                    continue;
+                }
                 let known = key.to_ascii_lowercase().parse().map_err(|_| {
                     Error::config("the store doesn't know this option")
                         .with("option", key)
@@ -251,8 +256,21 @@ fn open_store(url: &Url, storage: &Storage, display: &str) -> Result<Opened> {
         }
         #[cfg(feature = "http")]
         "http" | "https" => {
-            let base = url[..url::Position::BeforePath].to_string();
-            build!(object_store::http::HttpBuilder::new().with_url(base), |_: &Arc<_>| None)
+            // A query string may be what gives access; it goes with each request.
+            let mut base = url.clone();
+            base.set_path("");
+            base.set_fragment(None);
+            // Who writes `http://` wants it.
+            let mut options = object_store::ClientOptions::new().with_allow_http(url.scheme() == "http");
+            if let Some(login) = login(url) {
+                let mut headers = object_store::HeaderMap::new();
+                headers.insert("authorization", login);
+                options = options.with_default_headers(headers);
+                // Only without a host would these be refused.
+                let _ = base.set_username("").and_then(|()| base.set_password(None));
+            }
+            let builder = object_store::http::HttpBuilder::new().with_url(base).with_client_options(options);
+            build!(builder, |_: &Arc<_>| None)
         }
         other => Err(match feature_of(other) {
             Some(feature) => Error::config(format!("`{other}://` is not compiled in"))
@@ -263,6 +281,62 @@ fn open_store(url: &Url, storage: &Storage, display: &str) -> Result<Opened> {
                 .remedy("use a path, file://, s3://, gs://, az://, abfss://, http:// or https://"),
         }),
     }
+}
+
+/// The header that a URL's user name and password stand for.
+#[cfg(feature = "http")]
+fn login(url: &Url) -> Option<object_store::HeaderValue> {
+    if url.username().is_empty() && url.password().is_none() {
+        return None;
+    }
+    let plain = |text: &str| percent_encoding::percent_decode_str(text).collect::<Vec<u8>>();
+    let login = [plain(url.username()), b":".to_vec(), plain(url.password().unwrap_or_default())].concat();
+    let mut header = object_store::HeaderValue::from_str(&format!("Basic {}", base64(&login))).ok()?;
+    header.set_sensitive(true);
+    Some(header)
+}
+
+#[cfg(feature = "http")]
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for three in bytes.chunks(3) {
+        let bits = (0..3).fold(0, |bits, i| (bits << 8) | u32::from(three.get(i).copied().unwrap_or(0)));
+        for place in 0..4 {
+            let digit = DIGITS[(bits >> (18 - 6 * place)) as usize & 63];
+            text.push(if place <= three.len() { char::from(digit) } else { '=' });
+        }
+    }
+    text
+}
+
+#[cfg(any(feature = "s3", feature = "gcs", feature = "azure", feature = "http"))]
+const MAX_RETRIES: &str = "max_retries";
+#[cfg(any(feature = "s3", feature = "gcs", feature = "azure", feature = "http"))]
+const RETRY_TIMEOUT: &str = "retry_timeout";
+
+/// How often a request is sent again that the server was too busy for, or didn't get: 6 times
+/// within 30 seconds unless said otherwise, so that a server that isn't there is reported soon.
+#[cfg(any(feature = "s3", feature = "gcs", feature = "azure", feature = "http"))]
+fn retries(storage: &Storage, display: &str) -> Result<object_store::RetryConfig> {
+    use secrecy::ExposeSecret as _;
+    let number = |option: &'static str, default: u64| match storage.get(option) {
+        None => Ok(default),
+        Some(value) => value.expose_secret().parse().map_err(|_| {
+            Error::config("the store's option is not a whole number")
+                .with("option", option)
+                .with("path", display)
+        }),
+    };
+    Ok(object_store::RetryConfig {
+        backoff: object_store::BackoffConfig {
+            init_backoff: Duration::from_millis(100),
+            max_backoff: Duration::from_secs(5),
+            base: 2.0,
+        },
+        max_retries: usize::try_from(number(MAX_RETRIES, 6)?).unwrap_or(usize::MAX),
+        retry_timeout: Duration::from_secs(number(RETRY_TIMEOUT, 30)?),
+    })
 }
 
 fn feature_of(scheme: &str) -> Option<&'static str> {
@@ -356,6 +430,19 @@ mod tests {
         assert_eq!(redact("s3://bucket/a?.csv"), "s3://bucket/a?.csv");
     }
 
+    #[cfg(feature = "http")]
+    #[test]
+    fn a_login_becomes_a_header() {
+        let header = |url: &str| login(&Url::parse(url).unwrap()).map(|h| h.to_str().unwrap().to_owned());
+        assert_eq!(header("http://host/a"), None);
+        assert_eq!(header("http://a:b@host/a").unwrap(), "Basic YTpi");
+        assert_eq!(
+            header("http://Aladdin:open%20sesame@host/a").unwrap(),
+            "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="
+        );
+        assert_eq!(header("http://ab@host/a").unwrap(), "Basic YWI6");
+    }
+
     #[cfg(feature = "s3")]
     #[test]
     fn s3_urls_keep_their_bucket_and_refuse_unknown_options() {
@@ -365,6 +452,14 @@ mod tests {
         assert_eq!(place.prefix.as_ref(), "data");
         assert_eq!(place.name(&Path::from("data/a")), "s3://bucket/data/a");
         assert!(place.multipart.is_some());
+        storage.insert("max_retries".into(), SecretString::from("0".to_string()));
+        storage.insert("retry_timeout".into(), SecretString::from("7".to_string()));
+        assert_eq!(retries(&storage, "").unwrap().retry_timeout.as_secs(), 7);
+        assert!(Location::parse("s3://bucket/data", &storage).is_ok());
+        storage.insert("max_retries".into(), SecretString::from("often".to_string()));
+        let error = Location::parse("s3://bucket/data", &storage).unwrap_err();
+        assert_eq!(error.context("option"), Some("max_retries"));
+        storage.remove("max_retries");
         storage.insert("colour".into(), SecretString::from("red".to_string()));
         assert!(Location::parse("s3://bucket/data", &storage).is_err());
     }

@@ -4,12 +4,14 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use arrow::compute::kernels::cast_utils::{Parser, string_to_datetime};
-use arrow::datatypes::{DataType, Date32Type, Field, FieldRef, Fields, Schema, SchemaRef, TimeUnit};
+use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef, TimeUnit};
 use schemars::{JsonSchema, SchemaGenerator, json_schema};
 use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use serde::ser::SerializeSeq as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::source::moment::timestamp;
+use crate::source::number::{Rules, Written, float64, integer};
 
 /// A schema in a configuration: `{id: int64, at: "timestamp(us, UTC)"}`, or, where the order of a
 /// map is lost, `[{name: id, type: "int64 not null"}, …]`.
@@ -303,17 +305,22 @@ pub(crate) fn common(a: &DataType, b: &DataType) -> Option<DataType> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Guess {
     Bool,
+    /// A whole number that a double holds, too.
     Int,
     /// A whole number of 64 bits that a double would round.
     Long,
     /// A whole number that needs more than 64 bits.
     Big,
     Float,
-    Date,
-    /// A time of day on a day; with a zone?, in nanoseconds?
+    /// A day; one that has no timestamp in nanoseconds?
+    Date {
+        far: bool,
+    },
+    /// A time of day on a day; with a zone?, in nanoseconds?, or out of their range?
     Timestamp {
         zoned: bool,
         nanos: bool,
+        far: bool,
     },
     Text,
 }
@@ -327,14 +334,23 @@ impl Guess {
             (Int, Long) | (Long, Int) => Long,
             (Int | Long, Big) | (Big, Int | Long) => Big,
             (Int, Float) | (Float, Int) => Float,
-            (Date, Timestamp { zoned: false, nanos }) | (Timestamp { zoned: false, nanos }, Date) => {
-                Timestamp { zoned: false, nanos }
+            (Date { far: a }, Date { far: b }) => Date { far: a || b },
+            (Date { far: a }, Timestamp { zoned: false, nanos, far: b })
+            | (Timestamp { zoned: false, nanos, far: a }, Date { far: b }) => {
+                Self::moment(false, nanos, a || b)
             }
-            (Timestamp { zoned: a, nanos: x }, Timestamp { zoned: b, nanos: y }) if a == b => {
-                Timestamp { zoned: a, nanos: x || y }
+            (Timestamp { zoned, nanos: a, far: x }, Timestamp { zoned: other, nanos: b, far: y })
+                if zoned == other =>
+            {
+                Self::moment(zoned, a || b, x || y)
             }
             _ => Text,
         }
+    }
+
+    /// No type of 64 bits has both nanoseconds and all years.
+    fn moment(zoned: bool, nanos: bool, far: bool) -> Self {
+        if nanos && far { Self::Text } else { Self::Timestamp { zoned, nanos, far } }
     }
 
     pub(crate) fn data_type(self) -> DataType {
@@ -343,8 +359,8 @@ impl Guess {
             Self::Int | Self::Long => DataType::Int64,
             Self::Big => DataType::Decimal128(38, 0),
             Self::Float => DataType::Float64,
-            Self::Date => DataType::Date32,
-            Self::Timestamp { zoned, nanos } => DataType::Timestamp(
+            Self::Date { .. } => DataType::Date32,
+            Self::Timestamp { zoned, nanos, .. } => DataType::Timestamp(
                 if nanos { TimeUnit::Nanosecond } else { TimeUnit::Microsecond },
                 zoned.then(|| "UTC".into()),
             ),
@@ -358,75 +374,32 @@ pub(crate) fn guess(text: &str) -> Guess {
     if text.eq_ignore_ascii_case("true") || text.eq_ignore_ascii_case("false") {
         return Guess::Bool;
     }
-    let unsigned = text.strip_prefix('-').unwrap_or(text);
-    let bytes = unsigned.as_bytes();
-    if !bytes.first().is_some_and(u8::is_ascii_digit) {
-        return Guess::Text;
-    }
-    let whole = bytes.iter().take_while(|b| b.is_ascii_digit()).count();
-    let leading_zero = bytes[0] == b'0' && whole > 1;
-    if whole == bytes.len() {
-        return match (leading_zero, text.parse::<i64>(), whole) {
-            (true, _, _) => Guess::Text,
-            (false, Ok(_), ..=15) => Guess::Int,
-            (false, Ok(_), _) => Guess::Long,
-            (false, Err(_), ..=38) => Guess::Big,
-            _ => Guess::Text,
-        };
-    }
-    if let Some(float) = guess_float(bytes, whole, leading_zero) {
-        return float;
-    }
-    guess_time(text)
+    guess_number(text).unwrap_or_else(|| guess_moment(text))
 }
 
-fn guess_float(bytes: &[u8], whole: usize, leading_zero: bool) -> Option<Guess> {
-    let mut rest = &bytes[whole..];
-    let mut digits = whole;
-    if let Some(after) = rest.strip_prefix(b".") {
-        let fraction = after.iter().take_while(|b| b.is_ascii_digit()).count();
-        digits += fraction;
-        rest = &after[fraction..];
-        if fraction == 0 {
-            return None;
-        }
+/// What a number in the form of JSON is; `None` if it isn't one.
+pub(crate) fn guess_number(text: &str) -> Option<Guess> {
+    let written = Written::parse(text.as_bytes(), true)?;
+    let rules = Rules { inferred: true, json: false };
+    if !written.is_plain_whole() || (written.is_zero() && text != "0") {
+        // Only a floating-point zero keeps its sign.
+        return Some(if float64(text, rules).is_some() { Guess::Float } else { Guess::Text });
     }
-    if let [b'e' | b'E', after @ ..] = rest {
-        let after = after.strip_prefix(b"-").or_else(|| after.strip_prefix(b"+")).unwrap_or(after);
-        if after.is_empty() || after.len() > 3 {
-            return None;
-        }
-        rest = &after[after.iter().take_while(|b| b.is_ascii_digit()).count()..];
-    }
-    // A double keeps 15 digits for certain.
-    rest.is_empty().then_some(if leading_zero || digits > 15 { Guess::Text } else { Guess::Float })
+    Some(match integer::<i64>(text, rules) {
+        Some(value) if value.unsigned_abs() <= 1 << f64::MANTISSA_DIGITS => Guess::Int,
+        Some(_) => Guess::Long,
+        None if text.trim_start_matches('-').len() <= 38 => Guess::Big,
+        None => Guess::Text,
+    })
 }
 
-fn guess_time(text: &str) -> Guess {
-    let bytes = text.as_bytes();
-    let shape = bytes.len() >= 10 && bytes.is_ascii() && bytes[4] == b'-' && bytes[7] == b'-';
-    if !shape {
-        return Guess::Text;
+fn guess_moment(text: &str) -> Guess {
+    let Some(moment) = timestamp(text, true) else { return Guess::Text };
+    let far = moment.ticks(TimeUnit::Nanosecond).is_none();
+    if text.len() == 10 {
+        return Guess::Date { far };
     }
-    if bytes.len() == 10 {
-        return if Date32Type::parse(text).is_some() { Guess::Date } else { Guess::Text };
-    }
-    if !matches!(bytes[10], b'T' | b't' | b' ') || string_to_datetime(&chrono::Utc, text).is_err() {
-        return Guess::Text;
-    }
-    let time = &text[11..];
-    let zoned = time.contains(['Z', 'z', '+', '-']);
-    // Names of zones would be lost.
-    if time.trim_end_matches(['Z', 'z']).contains(|c: char| c.is_ascii_alphabetic() || c == ' ') {
-        return Guess::Text;
-    }
-    let fraction = time.split_once('.').map_or("", |(_, f)| f);
-    let fraction = fraction.chars().take_while(char::is_ascii_digit).count();
-    match fraction {
-        0..=6 => Guess::Timestamp { zoned, nanos: false },
-        7..=9 => Guess::Timestamp { zoned, nanos: true },
-        _ => Guess::Text,
-    }
+    Guess::moment(moment.is_zoned(), moment.digits > 6, far)
 }
 
 #[cfg(test)]
@@ -464,7 +437,11 @@ mod tests {
     fn guesses_lose_nothing() {
         for (text, expected) in [
             ("12", DataType::Int64),
-            ("-0", DataType::Int64),
+            ("-0", DataType::Float64),
+            ("0", DataType::Int64),
+            ("9007199254740993.5", DataType::Utf8),
+            ("0.30000000000000004", DataType::Float64),
+            ("1e400", DataType::Utf8),
             ("007", DataType::Utf8),
             ("9223372036854775808", DataType::Decimal128(38, 0)),
             ("1.50", DataType::Float64),
@@ -481,6 +458,11 @@ mod tests {
                 "2024-02-29T01:02:03.123456789+01:00",
                 DataType::Timestamp(TimeUnit::Nanosecond, Some("UTC".into())),
             ),
+            ("9999-12-31T00:00:00.123456789", DataType::Utf8),
+            ("9999-12-31T00:00:00.123456", DataType::Timestamp(TimeUnit::Microsecond, None)),
+            ("2016-12-31T23:59:60", DataType::Utf8),
+            ("2024-02-29T01:02:03.0000000001", DataType::Utf8),
+            ("2024-02-29T01:02:03 Europe/Berlin", DataType::Utf8),
             ("12-24", DataType::Utf8),
             ("+5", DataType::Utf8),
             ("NaN", DataType::Utf8),
@@ -490,6 +472,9 @@ mod tests {
         assert_eq!(guess("1").or(guess("2.5")), Guess::Float);
         assert_eq!(guess("9007199254740993").or(guess("2.5")), Guess::Text);
         assert_eq!(guess("9223372036854775808").or(guess("2.5")), Guess::Text);
+        let fine = guess("2024-02-29T01:02:03.123456789");
+        assert_eq!(guess("9999-12-31").or(fine), Guess::Text);
+        assert_eq!(guess("2024-12-31").or(fine), fine);
     }
 
     #[test]

@@ -5,3 +5,5 @@
 mod conformance;
 mod sink;
 mod source;
+#[cfg(feature = "http")]
+mod web;

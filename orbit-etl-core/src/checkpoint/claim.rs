@@ -27,6 +27,8 @@ pub struct Claim {
     state: State,
     /// The newest entry of the log that is this run's own.
     pub(super) last: u64,
+    /// Whether an entry of this run's was sent and nobody knows if it is there.
+    in_doubt: bool,
     /// The number of a newer run's entry, once one was seen.
     newer: Option<u64>,
     /// How many checkpoints were encoded: a part of the names of blobs.
@@ -57,6 +59,7 @@ impl Claim {
             pipeline: entry.pipeline,
             first,
             state,
+            in_doubt: false,
             newer: None,
             encoded: 0,
             entries: BTreeMap::from([(entry.number, blobs.clone())]),
@@ -91,13 +94,21 @@ impl Claim {
     }
 
     /// Lists the log once more. To be called after every sink is claimed, before anything is
-    /// committed or discarded.
+    /// committed or discarded. An entry of this run's own whose answer was lost fences nobody.
     ///
     /// # Errors
     /// Fenced; the store's.
     pub async fn still_newest(&mut self) -> Result<()> {
         self.check_fenced()?;
         let checked = self.log.check_newest(self.last).await;
+        if self.in_doubt && checked.as_ref().is_err_and(|e| e.kind() == ErrorKind::Fenced) {
+            let newest = self.log.newest().await?;
+            if newest
+                .is_some_and(|entry| entry.number == self.last.saturating_add(1) && entry.run == self.run)
+            {
+                return Ok(());
+            }
+        }
         self.note_fence(checked)
     }
 
@@ -156,6 +167,7 @@ impl Claim {
             body: record.json.clone(),
         };
         let path = entry_path(&self.log.prefix, number);
+        self.in_doubt = true;
         match self.log.store.create(&path, &entry.render().into()).await? {
             Created::Mine => {}
             Created::Foreign => {
@@ -178,6 +190,7 @@ impl Claim {
         let checked = self.log.check_newest(number).await;
         self.note_fence(checked).map_err(|e| if e.kind() == ErrorKind::Fenced { e } else { undecided(e) })?;
         self.last = number;
+        self.in_doubt = false;
         self.entries.insert(number, blobs.clone());
         self.in_log = blobs;
         Ok(())

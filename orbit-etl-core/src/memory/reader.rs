@@ -150,8 +150,9 @@ impl Reader {
                 let left = batch.num_rows() - self.offset;
                 let limit = self.scan.get(stream.0).map_or(usize::MAX, |s| s.batch_rows.max(1));
                 let rows = if entry.unit == Unit::Free { left.min(limit) } else { left };
-                let piece = batch.slice(self.offset, rows);
-                let piece = project(&piece, projection(&self.scan, *stream));
+                let piece =
+                    if rows == batch.num_rows() { batch.clone() } else { batch.slice(self.offset, rows) };
+                let piece = project(piece, projection(&self.scan, *stream));
                 if rows < left {
                     self.offset += rows;
                     after = entry.before + self.offset as u64;
@@ -202,8 +203,8 @@ fn projection(scan: &[ScanRequest], stream: StreamId) -> Option<&[String]> {
     scan.get(stream.0).and_then(|s| s.projection.as_deref())
 }
 
-fn project(batch: &RecordBatch, columns: Option<&[String]>) -> Result<RecordBatch> {
-    let Some(columns) = columns else { return Ok(batch.clone()) };
+fn project(batch: RecordBatch, columns: Option<&[String]>) -> Result<RecordBatch> {
+    let Some(columns) = columns else { return Ok(batch) };
     let indices = indices(batch.schema_ref(), columns)?;
     batch.project(&indices).map_err(|e| Error::internal("can't project a batch").caused_by(e))
 }

@@ -1,13 +1,20 @@
 //! Counting rows: per node, live and per epoch.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::checkpoint::NodeCounts;
 
-/// A node's live figures, over all its lanes.
+/// A node's live figures, by lane: lanes that count the same rows in one place would slow each other
+/// down.
 #[derive(Debug, Default)]
 pub(crate) struct NodeMetrics {
+    lanes: Mutex<Vec<Arc<Lane>>>,
+}
+
+/// Written by one task, read by any.
+#[derive(Debug, Default)]
+struct Lane {
     rows_in: AtomicU64,
     rows_out: AtomicU64,
     rejected: AtomicU64,
@@ -17,13 +24,17 @@ pub(crate) struct NodeMetrics {
 
 impl NodeMetrics {
     pub(crate) fn read(&self) -> NodeCounts {
-        NodeCounts {
-            rows_in: self.rows_in.load(Relaxed),
-            rows_out: self.rows_out.load(Relaxed),
-            rejected: self.rejected.load(Relaxed),
-            filtered: self.filtered.load(Relaxed),
-            bytes: self.bytes.load(Relaxed),
+        let mut counts = NodeCounts::default();
+        for lane in &*self.lanes.lock().unwrap_or_else(PoisonError::into_inner) {
+            counts += NodeCounts {
+                rows_in: lane.rows_in.load(Relaxed),
+                rows_out: lane.rows_out.load(Relaxed),
+                rejected: lane.rejected.load(Relaxed),
+                filtered: lane.filtered.load(Relaxed),
+                bytes: lane.bytes.load(Relaxed),
+            };
         }
+        counts
     }
 }
 
@@ -31,38 +42,45 @@ impl NodeMetrics {
 #[derive(Debug)]
 pub(crate) struct Counter {
     epoch: NodeCounts,
-    live: Arc<NodeMetrics>,
+    live: Arc<Lane>,
 }
 
 impl Counter {
-    pub(crate) fn new(live: Arc<NodeMetrics>) -> Self {
+    pub(crate) fn new(node: &NodeMetrics) -> Self {
+        let live = Arc::<Lane>::default();
+        node.lanes.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&live));
         Self { epoch: NodeCounts::default(), live }
     }
 
     pub(crate) fn rows_in(&mut self, rows: u64) {
         self.epoch.rows_in += rows;
-        self.live.rows_in.fetch_add(rows, Relaxed);
+        add(&self.live.rows_in, rows);
     }
 
     pub(crate) fn rows_out(&mut self, rows: u64, bytes: u64) {
         self.epoch.rows_out += rows;
         self.epoch.bytes += bytes;
-        self.live.rows_out.fetch_add(rows, Relaxed);
-        self.live.bytes.fetch_add(bytes, Relaxed);
+        add(&self.live.rows_out, rows);
+        add(&self.live.bytes, bytes);
     }
 
     pub(crate) fn rejected(&mut self, rows: u64) {
         self.epoch.rejected += rows;
-        self.live.rejected.fetch_add(rows, Relaxed);
+        add(&self.live.rejected, rows);
     }
 
     pub(crate) fn filtered(&mut self, rows: u64) {
         self.epoch.filtered += rows;
-        self.live.filtered.fetch_add(rows, Relaxed);
+        add(&self.live.filtered, rows);
     }
 
     /// The figures of the epoch that ends, which starts anew.
     pub(crate) fn take(&mut self) -> NodeCounts {
         std::mem::take(&mut self.epoch)
     }
+}
+
+/// Nobody else adds to it.
+fn add(figure: &AtomicU64, more: u64) {
+    figure.store(figure.load(Relaxed).wrapping_add(more), Relaxed);
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::delivery::Guarantee;
+use super::lanes::Deal;
 use super::options::Again;
 use super::plan::{Plan, PlanNode, Role};
 use crate::connector::StreamInfo;
@@ -100,8 +101,21 @@ fn explain_node(plan: &Plan, node: &PlanNode) -> ExplainedNode {
                 notes.push(format!("runs in the task of {}", plan.nodes[*before].name));
             }
         }
-        Role::Sink { mode, guarantee: promised, .. } => {
+        Role::Sink { mode, guarantee: promised, deals, .. } => {
             notes.push(format!("commit: {mode}"));
+            for (deal, input) in deals.iter().zip(&node.inputs) {
+                let name = &input.stream.name;
+                match deal {
+                    Deal::ByLane => {}
+                    Deal::InTurn => {
+                        notes.push(format!("{name}: dealt out to {} lanes, batch by batch", node.lanes));
+                    }
+                    Deal::Ordered => notes.push(format!("{name}: in few lanes, as its rows have an order")),
+                    Deal::Needed => {
+                        notes.push(format!("{name}: in few lanes, as the sink needs the order of its rows"))
+                    }
+                }
+            }
             guarantee = Some(promised.clone());
         }
     }

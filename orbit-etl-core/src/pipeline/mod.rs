@@ -7,6 +7,7 @@ mod builder;
 mod delivery;
 mod explain;
 mod graph;
+mod lanes;
 mod options;
 mod output;
 mod plan;

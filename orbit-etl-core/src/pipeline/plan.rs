@@ -10,6 +10,7 @@ use crate::event::StreamId;
 use crate::fault::dead_letter_schema;
 use crate::pipeline::delivery::{self, Guarantee};
 use crate::pipeline::graph::{DEAD_LETTERS, Graph, Kind, split_reference};
+use crate::pipeline::lanes::Deal;
 use crate::pipeline::options::{Action, Again, Delivery, OnError};
 use crate::sink::{CommitMode, Publication, Sink};
 use crate::source::{FilterPushdown, Pushdown, Replay, ScanRequest, Source};
@@ -57,6 +58,8 @@ pub(crate) enum Role {
         transform: Arc<dyn Transform>,
         distribution: Distribution,
         blocking: bool,
+        /// The order of what comes out means something, if it comes out of one lane.
+        ordered: bool,
         /// The node whose operators run just before, in the same task.
         fused: Option<usize>,
         /// Inputs could wait for one another: none may stand still.
@@ -67,6 +70,8 @@ pub(crate) enum Role {
         mode: CommitMode,
         publication: Publication,
         guarantee: Guarantee,
+        /// By input: how its rows reach the lanes.
+        deals: Vec<Deal>,
         dead_letters: bool,
     },
 }
@@ -179,56 +184,6 @@ impl Plan {
         }
         Ok(())
     }
-
-    /// Decides how many lanes each node has and which transforms share a task.
-    fn lay_out(&mut self, parallelism: usize) {
-        for i in 0..self.nodes.len() {
-            let from_inputs =
-                self.nodes[i].inputs.iter().map(|n| self.nodes[n.node].lanes).max().unwrap_or(1);
-            let fuse_with = match (&self.nodes[i].role, self.nodes[i].inputs.as_slice()) {
-                (Role::Transform { distribution: Distribution::Any, blocking: false, .. }, [only]) => {
-                    let producer = &self.nodes[only.node];
-                    let streaming = matches!(producer.role, Role::Transform { blocking: false, .. });
-                    let outputs = producer.outputs.len();
-                    (streaming && outputs == 1 && self.consumers(only.node, 0).len() == 1)
-                        .then_some(only.node)
-                }
-                _ => None,
-            };
-            let shared = self.inputs_can_wait_for_one_another(i);
-            let node = &mut self.nodes[i];
-            node.lanes = match &mut node.role {
-                Role::Source { .. } => parallelism,
-                Role::Transform { distribution, blocking, fused, spooled, .. } => {
-                    *fused = fuse_with;
-                    *spooled = *blocking && shared;
-                    match distribution {
-                        _ if *blocking => 1,
-                        Distribution::Any => from_inputs,
-                        Distribution::Keyed(_) => parallelism,
-                        Distribution::Single => 1,
-                    }
-                }
-                Role::Sink { .. } => from_inputs,
-            };
-        }
-    }
-
-    /// Whether what flows into a node can be held up by a reader elsewhere: some node before it has
-    /// more readers than one. Then an input that isn't read could hold up one that is waited for, here or
-    /// in another node that reads in another order.
-    fn inputs_can_wait_for_one_another(&self, node: usize) -> bool {
-        let shared = |n: usize| self.nodes.iter().flat_map(|c| &c.inputs).filter(|i| i.node == n).count() > 1;
-        let mut before: Vec<usize> = self.nodes[node].inputs.iter().map(|i| i.node).collect();
-        let several = before.len() > 1;
-        while let Some(next) = before.pop() {
-            if several && shared(next) {
-                return true;
-            }
-            before.extend(self.nodes[next].inputs.iter().map(|i| i.node));
-        }
-        false
-    }
 }
 
 impl PlanNode {
@@ -338,6 +293,8 @@ async fn plan_transform(transform: &Arc<dyn Transform>, inputs: Vec<Input>, cx: 
     }
     let blocking = transform.blocking(cx, &streams).await?;
     let distribution = transform.distribution();
+    let one_lane = blocking || distribution == Distribution::Single;
+    let ordered = one_lane && transform.ordered(cx, &streams).await?;
     if let Distribution::Keyed(keys) = &distribution {
         check_keys(keys, &streams)?;
     }
@@ -345,6 +302,7 @@ async fn plan_transform(transform: &Arc<dyn Transform>, inputs: Vec<Input>, cx: 
         transform: Arc::clone(transform),
         distribution,
         blocking,
+        ordered,
         fused: None,
         spooled: false,
     };
@@ -375,6 +333,7 @@ fn plan_sink(sink: &Arc<dyn Sink>, inputs: Vec<Input>) -> Result<Planned> {
         mode: sink.commit_mode(),
         publication: sink.publication(),
         guarantee: Guarantee::unknown(),
+        deals: Vec::new(),
         dead_letters: false,
     };
     Ok((sink.info(), role, inputs, Vec::new()))
@@ -389,6 +348,7 @@ fn dead_letter_node(sink: &Arc<dyn Sink>) -> PlanNode {
             mode: sink.commit_mode(),
             publication: sink.publication(),
             guarantee: Guarantee::unknown(),
+            deals: Vec::new(),
             dead_letters: true,
         },
         inputs: Vec::new(),

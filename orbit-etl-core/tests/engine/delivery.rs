@@ -66,6 +66,7 @@ async fn the_state_in_a_directory_outlives_the_pipeline_value() {
         .unwrap();
     let error = soon(forgetful.run()).await.unwrap_err();
     assert_eq!((error.kind(), error.context("node")), (ErrorKind::Conflict, Some("out")));
+    assert!(error.context("target's lineage").is_some(), "{error}");
     assert_eq!(table.rows(), 50, "the target is as it was");
 }
 
@@ -140,6 +141,22 @@ async fn guarantees_are_derived_printed_and_demanded() {
         let guarantee = promised(replay, mode).await;
         assert_eq!(guarantee.delivery, expected, "{replay} {mode}");
         assert!(!guarantee.reason.is_empty());
+    }
+    for (mode, expected) in [
+        (CommitMode::Staged, Delivery::AtMostOnce),
+        // What the one source loses, the other may double.
+        (CommitMode::Immediate, Delivery::BestEffort),
+    ] {
+        let pipeline = Pipeline::builder("p")
+            .source("gone", numbers(1, 1).with_replay(Replay::None))
+            .source("again", numbers(1, 1))
+            .sink("out", MemorySink::new(&table).with_mode(mode))
+            .inputs(["gone", "again"])
+            .checkpoint_in_memory()
+            .build()
+            .unwrap();
+        let plan = pipeline.explain().await.unwrap();
+        assert_eq!(plan.node("out").unwrap().guarantee.as_ref().unwrap().delivery, expected, "{mode}");
     }
     let two_atomic = |first: Option<Delivery>| {
         let mut builder = Pipeline::builder("p")

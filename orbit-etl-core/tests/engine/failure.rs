@@ -169,7 +169,7 @@ async fn a_fault_at_any_call_before_or_after_its_effect_loses_and_doubles_nothin
 #[tokio::test(flavor = "multi_thread")]
 async fn faults_of_two_sinks_and_dead_letters_together_end_exact() {
     for mode in [CommitMode::Staged, CommitMode::Atomic] {
-        for call in ["prepare", "commit"] {
+        for call in ["claim", "prepare", "commit"] {
             for late in [false, true] {
                 let (data, letters) = (MemoryTable::new(), MemoryTable::new());
                 let refuses = |batch: &RecordBatch, row: usize| {

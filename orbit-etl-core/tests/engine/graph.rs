@@ -210,10 +210,15 @@ impl BlockingOperator for SecondFirst {
     async fn run(
         self: Box<Self>,
         inputs: Vec<BoxStream<'static, Result<RecordBatch>>>,
-    ) -> Result<BoxStream<'static, Result<(usize, RecordBatch)>>> {
+        out: &mut Output<'_>,
+    ) -> Result<()> {
         let mut inputs = inputs.into_iter();
         let (first, second) = (inputs.next().unwrap(), inputs.next().unwrap());
-        Ok(second.chain(first).map(|batch| Ok((0, batch?))).boxed())
+        let mut rows = second.chain(first);
+        while let Some(batch) = rows.next().await {
+            out.emit(0, batch?).await?;
+        }
+        Ok(())
     }
 }
 

@@ -1,9 +1,12 @@
 //! The engine over model sources and sinks of every kind.
 
+mod dealing;
 mod delivery;
 mod failure;
 mod graph;
 mod histories;
+mod many_splits;
+mod protocol;
 mod rejects;
 mod support;
 mod unbounded;

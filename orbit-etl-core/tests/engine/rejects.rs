@@ -4,8 +4,13 @@ use std::time::Duration;
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;
+use async_trait::async_trait;
+use futures::stream::{BoxStream, StreamExt};
 use orbit_etl_core::memory::{MemorySink, MemorySource, MemoryTable};
-use orbit_etl_core::{CommitMode, ErrorKind, OnError, Payload, Pipeline, Reject, StreamInfo};
+use orbit_etl_core::{
+    BlockingOperator, CommitMode, ConnectorInfo, Context, ErrorKind, OnError, Output, Payload, Pipeline,
+    Reject, Result, Started, StreamInfo, Transform,
+};
 
 use super::support::{all_ids, numbers, rows, schema, soon};
 
@@ -117,4 +122,94 @@ async fn records_that_a_source_cannot_read_keep_their_bytes_and_place() {
     assert_eq!(text("place"), "file.csv, line 6, byte 40");
     assert_eq!((text("node"), text("split"), text("kind")), ("in".into(), "s".into(), "data".into()));
     assert_eq!(letter.column_by_name("payload").unwrap().as_binary::<i32>().value(0), b"a,b,c\xff");
+}
+
+/// Needs its whole input, and can do nothing with every tenth row of it.
+#[derive(Debug)]
+struct Picky;
+
+#[async_trait]
+impl Transform for Picky {
+    fn info(&self) -> ConnectorInfo {
+        ConnectorInfo::new("picky", "")
+    }
+
+    async fn outputs(&self, cx: &Context, inputs: &[StreamInfo]) -> Result<Vec<StreamInfo>> {
+        Ok(vec![StreamInfo::new(cx.node(), inputs[0].schema.clone())])
+    }
+
+    async fn blocking(&self, _: &Context, _: &[StreamInfo]) -> Result<bool> {
+        Ok(true)
+    }
+
+    async fn start(&self, _: &Context, _: &[StreamInfo]) -> Result<Started> {
+        Ok(Started::Blocking(Box::new(Self)))
+    }
+}
+
+#[async_trait]
+impl BlockingOperator for Picky {
+    async fn run(
+        self: Box<Self>,
+        mut inputs: Vec<BoxStream<'static, Result<RecordBatch>>>,
+        out: &mut Output<'_>,
+    ) -> Result<()> {
+        let mut rows = inputs.remove(0);
+        while let Some(batch) = rows.next().await {
+            let batch = batch?;
+            for row in 0..batch.num_rows() {
+                let one = batch.slice(row, 1);
+                match every_tenth(&batch, row) {
+                    Some(why) => {
+                        out.reject(Reject::new(ErrorKind::Data, why, Payload::Rows(one))).await?;
+                    }
+                    // As an aggregate would, it makes other rows than it was given.
+                    None if row % 2 == 0 => {
+                        out.emit(0, batch.slice(row, 2.min(batch.num_rows() - row))).await?
+                    }
+                    None => out.filtered(1),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_needs_its_whole_input_can_reject_rows_of_it() {
+    let run = |on_error: OnError| {
+        let table = MemoryTable::new();
+        let pipeline = Pipeline::builder("p")
+            .source("in", numbers(20, 2))
+            .transform("picky", Picky)
+            .sink("out", MemorySink::new(&table))
+            .on_error(on_error)
+            .epoch_every(Duration::from_millis(1))
+            .checkpoint_in_memory()
+            .build()
+            .unwrap();
+        async move {
+            let report = soon(pipeline.run()).await;
+            if report.is_ok() {
+                assert_eq!(soon(pipeline.run()).await.unwrap().rows_read(), 0, "nothing is read twice");
+            }
+            (report, table)
+        }
+    };
+    let letters = MemoryTable::new();
+    let (report, table) = run(OnError::dead_letter(MemorySink::new(&letters))).await;
+    let report = report.unwrap();
+    let counts = report.node("picky").unwrap().counts;
+    assert_eq!((counts.rows_in, counts.rows_out, counts.rejected, counts.filtered), (200, 200, 20, 80));
+    assert_eq!((report.epochs, table.rows(), letters.rows()), (1, 200, 20));
+    assert_eq!(messages(&letters)[0], "the target refuses it");
+    let letter = &letters.batches(&letters.streams()[0])[0];
+    assert_eq!(letter.column_by_name("node").unwrap().as_string::<i32>().value(0), "picky");
+
+    let (failed, table) = run(OnError::fail()).await;
+    let error = failed.unwrap_err();
+    assert_eq!((error.kind(), error.context("node"), table.rows()), (ErrorKind::Data, Some("picky"), 0));
+    let (capped, table) = run(OnError::skip().max_rows(19)).await;
+    assert_eq!((capped.unwrap_err().context("ceiling"), table.rows()), (Some("19"), 0));
+    assert_eq!(run(OnError::skip().max_share(0.1)).await.0.unwrap().rows_rejected(), 20);
 }

@@ -144,3 +144,38 @@ async fn a_split_opens_only_after_those_that_it_waits_for_are_committed() {
     assert_eq!(report.epochs, 2, "one for the snapshot, one for the changes");
     assert_eq!(all_ids(&table), (0..20).collect::<Vec<_>>());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_split_that_has_ended_is_read_anew_only_if_it_is_told_of_after_that_was_acknowledged() {
+    let (source, feed) = fed();
+    let table = MemoryTable::new();
+    let pipeline = pipeline(&source, &table, CommitMode::Staged);
+    feed.add_split("s");
+    feed.add_split("s");
+    feed.push("s", rows(0, 10)).unwrap();
+    feed.finish_split("s").unwrap();
+    for run in 1..=2 {
+        let running = pipeline.start();
+        if run == 1 {
+            let ended = |source: &MemorySource| {
+                let acknowledged = source.acknowledged();
+                acknowledged.get(&SplitId::new("s")).is_some_and(|p| p.0 == json!({"row": 10}))
+            };
+            let mut progress = std::pin::pin!(running.progress());
+            soon(async {
+                while !ended(&source) {
+                    progress.next().await.expect("the run goes on");
+                }
+            })
+            .await;
+            assert_eq!(table.rows(), 10, "told of twice, read once");
+            feed.add_split("s");
+        }
+        until(&running, &table, 10 + 10 * run).await;
+        running.stop();
+        soon(running.into_future()).await.unwrap();
+        // For the next run: a finished split is forgotten over runs, too.
+        feed.add_split("s");
+    }
+    assert_eq!(table.rows(), 30);
+}

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::StreamExt;
 use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
@@ -97,17 +97,52 @@ async fn a_claim_sweeps_what_older_runs_left_behind_and_nothing_of_newer_ones() 
 
 #[tokio::test(start_paused = true)]
 async fn a_failed_collection_is_made_up_for() {
+    let mut whole = None;
+    for passes in 0..8 {
+        let (store, _dir) = stores().remove(0);
+        let mut claim = log_on(&store).claim("a", "p").await.unwrap();
+        for epoch in 1..=20 {
+            let state = filled(&claim, epoch, epoch as u8);
+            checkpoint(&mut claim, state).await.unwrap();
+        }
+        if passes > 0 {
+            (1..passes).for_each(|_| store.plan(On::Delete, Fault::After(async {}.boxed())));
+            store.plan(On::Delete, Fault::Dropped);
+            assert_eq!(claim.collect().await.unwrap_err().kind(), ErrorKind::Unavailable);
+            assert!(store.used_up());
+        }
+        claim.collect().await.unwrap();
+        let left = (names(&store.inner, "log").await.len(), names(&store.inner, "log/blobs").await.len());
+        assert!(left.0 < 10 && left.1 < 10, "{left:?}");
+        assert_eq!(*whole.get_or_insert(left), left, "nothing is left over, whichever deletion failed");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_target_holds_stays_though_a_newer_record_was_made() {
     let (store, _dir) = stores().remove(0);
     let mut claim = log_on(&store).claim("a", "p").await.unwrap();
-    for epoch in 1..=20 {
-        let state = filled(&claim, epoch, epoch as u8);
-        checkpoint(&mut claim, state).await.unwrap();
+    let mut state = state_of(&claim, 0, 3);
+    state.checkpoint_in = Some("pg".into());
+    let mut state = checkpoint(&mut claim, state).await.unwrap();
+    let mut held = None;
+    // The first record's group 1 lives on in the second one, which the target holds; not in the third,
+    // which it never gets.
+    for (epoch, changed) in [(1, 0_u16), (2, 0), (3, 1)] {
+        state.epoch = epoch;
+        let operator = state.operators.entry("window".into()).or_insert_with(|| groups(3, 90_000));
+        operator.groups.insert(changed, vec![100 + epoch as u8; 90_000]);
+        let record = claim.encode(&state).await.unwrap();
+        if epoch < 3 {
+            claim.committed(&record).unwrap();
+            held = Some((record, state.clone()));
+        }
     }
-    store.plan(On::Delete, Fault::Dropped);
-    assert_eq!(claim.collect().await.unwrap_err().kind(), ErrorKind::Unavailable);
     claim.collect().await.unwrap();
-    assert!(names(&store.inner, "log/blobs").await.len() < 10);
-    assert!(names(&store.inner, "log").await.len() < 10);
+    let (record, state) = held.unwrap();
+    let mut next = log_on(&store).claim("b", "p").await.unwrap();
+    next.adopt(&record).await.unwrap();
+    assert_eq!(next.state(), &state);
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,7 +2,7 @@
 
 mod collecting;
 mod durable;
-mod faults;
+pub(crate) mod faults;
 mod fencing;
 mod refusals;
 mod states;

@@ -22,6 +22,7 @@ use orbit_etl_core::batch::{compact, retained_bytes};
 use orbit_etl_core::{Context, Error};
 use tokio::sync::OnceCell;
 
+use super::error::Suspects;
 use super::input::Rows;
 use super::pool::FairShare;
 
@@ -194,8 +195,12 @@ fn fitted(batch: RecordBatch, schema: &SchemaRef) -> orbit_etl_core::Result<Reco
         .map_err(|_| Error::schema("a batch has other types or NULLs than its stream announced"))
 }
 
-/// What a query needs to run: the run's memory, and its directory to spill to.
-pub(super) fn runtime(cx: &Context) -> orbit_etl_core::Result<Arc<RuntimeEnv>> {
+/// What a query needs to run: the run's memory, and its directory to spill to. Each sort sets
+/// `merge_bytes` aside.
+pub(super) fn runtime(
+    cx: &Context,
+    merge_bytes: usize,
+) -> orbit_etl_core::Result<(Arc<RuntimeEnv>, Arc<FairShare>)> {
     use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
     use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 
@@ -203,9 +208,14 @@ pub(super) fn runtime(cx: &Context) -> orbit_etl_core::Result<Arc<RuntimeEnv>> {
         .with_mode(DiskManagerMode::Directories(vec![cx.spill_dir().to_path_buf()]))
         // The disk itself is the limit.
         .with_max_temp_directory_size(u64::MAX);
+    let pool = Arc::new(FairShare::of(cx.memory(), merge_bytes));
     RuntimeEnvBuilder::new()
-        .with_memory_pool(Arc::new(FairShare::of(cx.memory())))
+        .with_memory_pool(Arc::clone(&pool) as _)
         .with_disk_manager_builder(disk)
         .build_arc()
-        .map_err(|e| super::error::running(&e).with("directory", cx.spill_dir().display()))
+        .map(|runtime| (runtime, pool))
+        .map_err(|e| {
+            super::error::running(&e, Suspects { host: false, disk: true })
+                .with("directory", cx.spill_dir().display())
+        })
 }

@@ -17,23 +17,20 @@ pub(super) trait Rows: fmt::Debug + Send + Sync {
     fn read(&self) -> Result<SendableRecordBatchStream>;
 }
 
+/// The rows of all inputs, for the session of one run.
+pub(super) struct Feeds(pub(super) Vec<Arc<dyn Rows>>);
+
 /// One input of the query. It takes every filter as a wish, so that filters are seen in the scans
-/// and still stand in the plan.
+/// and still stand in the plan. Its rows are those that the session has for it, if any.
 #[derive(Debug)]
 pub(super) struct InputTable {
     index: usize,
-    partition: Arc<InputPartition>,
+    schema: SchemaRef,
 }
 
 impl InputTable {
-    /// A table to plan with.
     pub(super) fn new(index: usize, schema: SchemaRef) -> Self {
-        Self { index, partition: Arc::new(InputPartition { schema, rows: None }) }
-    }
-
-    /// A table to run with.
-    pub(super) fn with_rows(index: usize, schema: SchemaRef, rows: Arc<dyn Rows>) -> Self {
-        Self { index, partition: Arc::new(InputPartition { schema, rows: Some(rows) }) }
+        Self { index, schema }
     }
 
     /// Which input it is.
@@ -45,7 +42,7 @@ impl InputTable {
 #[async_trait]
 impl TableProvider for InputTable {
     fn schema(&self) -> SchemaRef {
-        Arc::clone(&self.partition.schema)
+        Arc::clone(&self.schema)
     }
 
     fn table_type(&self) -> TableType {
@@ -54,12 +51,15 @@ impl TableProvider for InputTable {
 
     async fn scan(
         &self,
-        _state: &dyn Session,
+        state: &dyn Session,
         projection: Option<&Vec<usize>>,
         _filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let partition: Arc<dyn PartitionStream> = Arc::clone(&self.partition) as _;
+        let feeds = state.config().get_extension::<Feeds>();
+        let rows = feeds.and_then(|feeds| feeds.0.get(self.index).cloned());
+        let partition = Arc::new(InputPartition { schema: self.schema(), rows });
+        let partition: Arc<dyn PartitionStream> = partition;
         let scan = StreamingTableExec::try_new(self.schema(), vec![partition], projection, [], false, limit)?;
         Ok(Arc::new(scan))
     }

@@ -11,13 +11,17 @@
 //! An unquoted name that no column, table or alias has exactly is taken for the one that differs
 //! from it in case alone, if there is just one (but not in `USING` and `EXCEPT`). A new name (`AS total`) comes out as it is written.
 //!
-//! **Streaming or blocking.** A query that maps and filters the rows of one input one by one runs
-//! batch by batch. Everything else (joins, aggregates, windows, `DISTINCT`, `ORDER BY`, `LIMIT`,
-//! `UNION`, `UNNEST`, subqueries in conditions) needs its whole inputs: it runs as one plan which
+//! **Streaming or blocking.** A query that maps, filters and unnests (`SELECT unnest(list)`) the rows
+//! of one input one by one runs batch by batch. Everything else (joins, aggregates, windows,
+//! `DISTINCT`, `ORDER BY`, `LIMIT`, `UNION`, `FROM … UNNEST`, subqueries in conditions) needs its whole inputs: it runs as one plan which
 //! spills to disk beyond the memory limit, and is refused over an input that never ends.
 //!
-//! **Rows that fail** (a bad `CAST`, a division by zero, an overflow) are rejected one by one in a
-//! streaming query, while the rest of their batch goes on. A blocking query stops at the first.
+//! **Rows that fail** (a bad `CAST`, a division by zero, an overflow, a value that a
+//! [function of the host](Sql::with_udf) refuses) are rejected one by one in a streaming query, with
+//! all that they would have given, while the rest of their batch goes on. A blocking query stops at
+//! the first. What is not a row's fault (memory, a function that can't do its work, a panic) ends the
+//! run and rejects nothing. A query that fails on every row still looks like bad rows: the pipeline's
+//! `max_share` of tolerated rejects is what stops it.
 //!
 //! **Types** are kept as they come; a column that is passed through keeps its metadata, and with
 //! it its role. Text that the query makes is `Utf8`. Two columns of the result can't have the same
@@ -32,13 +36,15 @@ mod feed;
 mod input;
 mod names;
 mod plan;
+mod plans;
 mod pool;
 mod program;
 mod rowwise;
 mod scan;
+mod unnest;
 
-use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::collections::HashSet;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use datafusion::logical_expr::{AggregateUDF, ScalarUDF, WindowUDF};
@@ -48,6 +54,7 @@ use serde::{Deserialize, Serialize};
 
 use self::blocking::Whole;
 use self::plan::Planned;
+use self::plans::Plans;
 use self::rowwise::RowWise;
 
 /// The longest query that is shown whole.
@@ -72,7 +79,7 @@ pub struct Sql {
     #[serde(skip)]
     functions: Functions,
     #[serde(skip)]
-    clock: Clock,
+    plans: Plans,
 }
 
 /// How tables are joined.
@@ -83,7 +90,10 @@ pub enum Joins {
     /// Through a hash table of the left side, which must fit into memory. The fastest.
     #[default]
     Hash,
-    /// By sorting both sides, which spills to disk.
+    /// By sorting both sides, which spills to disk. Each lane (two at least) sorts a part of each side,
+    /// and needs room there for about ten batches of it: 5 MiB in all were enough for two lanes over
+    /// batches of 1,024 rows of 100 bytes. All rows of one key may need more. An error of too little
+    /// memory says which limit would have let it go on.
     SortMerge,
 }
 
@@ -103,21 +113,15 @@ struct Functions {
     window: Vec<Arc<WindowUDF>>,
 }
 
-/// The time that `now()` gives, by run: the lanes of a run are started one after another.
-#[derive(Debug, Clone, Default)]
-struct Clock(Arc<Mutex<Option<(String, SystemTime)>>>);
+impl Functions {
+    /// Whether there are any.
+    fn any(&self) -> bool {
+        !(self.scalar.is_empty() && self.aggregate.is_empty() && self.window.is_empty())
+    }
 
-impl Clock {
-    fn of(&self, cx: &Context) -> SystemTime {
-        let mut last = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        match last.as_ref() {
-            Some((run, time)) if run == cx.run_id() => *time,
-            _ => {
-                let now = SystemTime::now();
-                *last = Some((cx.run_id().to_owned(), now));
-                now
-            }
-        }
+    /// The names of those that a streaming query can call.
+    fn scalar_names(&self) -> HashSet<String> {
+        self.scalar.iter().map(|f| f.name().to_owned()).collect()
     }
 }
 
@@ -128,7 +132,7 @@ impl Sql {
             query: query.into(),
             joins: Joins::default(),
             functions: Functions::default(),
-            clock: Clock::default(),
+            plans: Plans::default(),
         }
     }
 
@@ -141,20 +145,52 @@ impl Sql {
 
     /// Adds a function from values to a value. A name with capital letters must be quoted in the
     /// query.
+    ///
+    /// Its errors say whose fault they are. A row's fault is [`DataFusionError::Execution`], Arrow's
+    /// errors of values (cast, parse, compute, overflow, division by zero), and an
+    /// [`Error`] of kind [`Data`](orbit_etl_core::ErrorKind::Data) in
+    /// [`DataFusionError::External`]: the function is called again with parts of the batch until the
+    /// row is found, and the row is rejected. So it should fail for the same rows each time, and have
+    /// no effect elsewhere.
+    ///
+    /// The environment's fault, which ends the run and rejects nothing, is everything else: any other
+    /// error in `External`, `IoError`, `ResourcesExhausted`, `Internal`, `ObjectStore`, `Ffi` (whose
+    /// text could be of either kind), and a panic. An [`Error`] in `External` is reported with its own
+    /// words and kind, and retried if it says so; the words of other errors are not shown, as they may
+    /// hold a value of the row.
+    ///
+    /// ```
+    /// use datafusion::error::DataFusionError;
+    /// use orbit_etl_core::Error;
+    ///
+    /// fn refuse_the_row() -> DataFusionError {
+    ///     DataFusionError::Execution("not a known currency".into())
+    /// }
+    ///
+    /// fn fail_the_run() -> DataFusionError {
+    ///     DataFusionError::External(Box::new(Error::unavailable("the rates can't be reached")))
+    /// }
+    /// # let _ = (refuse_the_row(), fail_the_run());
+    /// ```
+    ///
+    /// [`DataFusionError::Execution`]: datafusion::error::DataFusionError::Execution
+    /// [`DataFusionError::External`]: datafusion::error::DataFusionError::External
     #[must_use]
     pub fn with_udf(mut self, function: ScalarUDF) -> Self {
         self.functions.scalar.push(Arc::new(function));
         self
     }
 
-    /// Adds an aggregate function.
+    /// Adds an aggregate function. Any error of it ends the run; see [`with_udf`](Self::with_udf) for
+    /// what is told of it.
     #[must_use]
     pub fn with_udaf(mut self, function: AggregateUDF) -> Self {
         self.functions.aggregate.push(Arc::new(function));
         self
     }
 
-    /// Adds a window function.
+    /// Adds a window function. Any error of it ends the run; see [`with_udf`](Self::with_udf) for
+    /// what is told of it.
     #[must_use]
     pub fn with_udwf(mut self, function: WindowUDF) -> Self {
         self.functions.window.push(Arc::new(function));
@@ -164,6 +200,16 @@ impl Sql {
     /// The query as it was given.
     pub fn query(&self) -> &str {
         &self.query
+    }
+
+    /// The plan over these inputs, made once.
+    async fn planned(&self, cx: &Context, inputs: &[StreamInfo]) -> Result<Arc<Planned>> {
+        self.plans.get(self, cx, inputs).await
+    }
+
+    /// The same transform for its own operators, with what it has planned.
+    fn shared(&self) -> Self {
+        Self { plans: self.plans.shared(), ..self.clone() }
     }
 
     /// The query in one line, cut where it is long.
@@ -182,28 +228,28 @@ impl Transform for Sql {
         ConnectorInfo::new("sql", self.summary())
     }
 
-    /// A query that streams filters and maps; every other one is blocking.
+    /// A query that streams filters and maps, unless it unnests.
     fn maps_rows(&self) -> bool {
-        true
+        !names::unnests(&self.query)
     }
 
     async fn outputs(&self, cx: &Context, inputs: &[StreamInfo]) -> Result<Vec<StreamInfo>> {
-        let planned = Planned::new(self, cx, inputs).await?;
+        let planned = self.planned(cx, inputs).await?;
         let bounded = inputs.iter().all(|i| i.bounded);
-        if planned.program()?.is_none() {
-            if !bounded {
-                return Err(endless(inputs));
-            }
-            // What can't be run is told now.
-            planned.physical(inputs).await?;
+        if planned.program().is_none() && !bounded {
+            return Err(endless(inputs));
         }
         let output = StreamInfo::new(cx.node(), Arc::clone(&planned.schema));
         Ok(vec![output.with_keys(planned.keys(inputs)).with_bounded(bounded)])
     }
 
     async fn blocking(&self, cx: &Context, inputs: &[StreamInfo]) -> Result<bool> {
-        let planned = Planned::new(self, cx, inputs).await?;
-        Ok(planned.program()?.is_none())
+        Ok(self.planned(cx, inputs).await?.program().is_none())
+    }
+
+    /// A query with an `ORDER BY` that reaches its result.
+    async fn ordered(&self, cx: &Context, inputs: &[StreamInfo]) -> Result<bool> {
+        Ok(self.planned(cx, inputs).await?.ordered)
     }
 
     async fn scan(&self, cx: &Context, inputs: &[StreamInfo], input: usize) -> Result<ScanRequest> {
@@ -211,15 +257,15 @@ impl Transform for Sql {
     }
 
     async fn start(&self, cx: &Context, inputs: &[StreamInfo]) -> Result<Started> {
-        let planned = Planned::new(self, cx, inputs).await?;
-        if let Some(program) = planned.program()? {
-            let operator = RowWise::new(self.clone(), cx.clone(), inputs, program)?;
+        let planned = self.planned(cx, inputs).await?;
+        if let Some(program) = planned.program() {
+            let operator = RowWise::new(self.shared(), cx.clone(), inputs, Arc::clone(program))?;
             return Ok(Started::Streaming(Box::new(operator)));
         }
         if inputs.iter().any(|i| !i.bounded) {
             return Err(endless(inputs));
         }
-        Ok(Started::Blocking(Box::new(Whole::new(self.clone(), cx.clone(), inputs.to_vec()))))
+        Ok(Started::Blocking(Box::new(Whole::new(self.shared(), cx.clone(), inputs.to_vec()))))
     }
 }
 

@@ -9,8 +9,11 @@ use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
     Expr, Ident, ObjectName, ObjectNamePart, Query, Select, SelectItem, SelectItemQualifiedWildcardKind,
-    Statement, TableAlias, TableFactor, VisitMut, VisitorMut,
+    Statement, TableAlias, TableFactor, Visit, VisitMut, Visitor, VisitorMut,
 };
+use datafusion::sql::sqlparser::dialect::GenericDialect;
+use datafusion::sql::sqlparser::parser::Parser;
+use datafusion::sql::sqlparser::tokenizer::Location;
 use orbit_etl_core::{Error, Result, StreamInfo};
 
 /// The table that a single input has besides its own name.
@@ -44,6 +47,52 @@ pub(super) fn settle(statement: &mut Statement, inputs: &[StreamInfo], tables: &
         dotted: tables.iter().map(|(name, _)| name.clone()).filter(|n| n.contains('.')).collect(),
     };
     let _ = VisitMut::visit(statement, &mut settler);
+}
+
+/// Whether the query makes several rows of one; what can't be parsed doesn't.
+pub(super) fn unnests(query: &str) -> bool {
+    struct Found;
+    impl Visitor for Found {
+        type Break = ();
+
+        fn pre_visit_table_factor(&mut self, factor: &TableFactor) -> ControlFlow<()> {
+            match factor {
+                TableFactor::UNNEST { .. } => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            }
+        }
+
+        fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+            match expr {
+                Expr::Function(f) if f.name.to_string().eq_ignore_ascii_case("unnest") => {
+                    ControlFlow::Break(())
+                }
+                _ => ControlFlow::Continue(()),
+            }
+        }
+    }
+    let parsed = Parser::parse_sql(&GenericDialect {}, query);
+    parsed.is_ok_and(|statements| Visit::visit(&statements, &mut Found).is_break())
+}
+
+/// The line and column at which a table of that name is read.
+pub(super) fn place_of_table(statement: &Statement, table: &str) -> Option<(u64, u64)> {
+    struct Search<'a>(&'a str);
+    impl Visitor for Search<'_> {
+        type Break = Location;
+
+        fn pre_visit_relation(&mut self, name: &ObjectName) -> ControlFlow<Location> {
+            let words = name.0.iter().map(|p| p.as_ident().map_or("", |i| i.value.as_str()));
+            if words.collect::<Vec<_>>().join(".") == self.0
+                && let Some(first) = name.0.first().and_then(ObjectNamePart::as_ident)
+            {
+                return ControlFlow::Break(first.span.start);
+            }
+            ControlFlow::Continue(())
+        }
+    }
+    let found = Visit::visit(statement, &mut Search(table)).break_value()?;
+    (found.line > 0).then_some((found.line, found.column))
 }
 
 /// Names with a way to find them whatever their case.

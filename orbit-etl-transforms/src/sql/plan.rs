@@ -8,63 +8,55 @@ use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, TableReference};
 use datafusion::datasource::source_as_provider;
 use datafusion::error::DataFusionError;
-use datafusion::execution::FunctionRegistry;
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::memory_pool::MemoryLimit;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
-use datafusion::logical_expr::{Expr, LogicalPlan, TableScan};
-use datafusion::physical_plan::ExecutionPlan;
+use datafusion::execution::{FunctionRegistry, TaskContext};
+use datafusion::logical_expr::{Expr, LogicalPlan, TableScan, Volatility};
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use datafusion::prelude::SessionConfig;
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
 use orbit_etl_core::{Context, Error, Result, StreamInfo};
 
-use super::input::InputTable;
+use super::input::{Feeds, InputTable};
 use super::program::Program;
 use super::{Joins, Sql, error, names};
 
-/// DataFusion's own value; a smaller pool gets a share of it.
+/// What a sort sets aside to merge what it has spilled: DataFusion's own value, less in a small pool.
 const SORT_RESERVATION: usize = 10 << 20;
 
-/// A planned query.
+/// All sorts of one join together set aside an eighth of the memory.
+const SORT_SHARE: usize = 16;
+
+/// A planned query: what it gives, and how. Nothing in it belongs to a run.
 pub(super) struct Planned {
-    state: SessionState,
     /// As it was written.
     written: LogicalPlan,
     /// As it will run.
     pub(super) optimized: LogicalPlan,
     /// What comes out.
     pub(super) schema: SchemaRef,
-    physical: Option<Arc<dyn ExecutionPlan>>,
+    /// Whether the query asks for an order and the result has one. An order that only comes of how the
+    /// plan works is not what was asked for.
+    pub(super) ordered: bool,
+    program: Option<Arc<Program>>,
 }
 
 impl Planned {
-    /// Plans the query over these inputs, just to look at.
+    /// Plans the query over these inputs.
     pub(super) async fn new(sql: &Sql, cx: &Context, inputs: &[StreamInfo]) -> Result<Self> {
-        let tables = inputs.iter().enumerate();
-        let tables = tables.map(|(i, s)| Arc::new(InputTable::new(i, Arc::clone(&s.schema)))).collect();
-        let mut planned = Self::over(sql, cx, inputs, tables, Arc::new(RuntimeEnv::default()), 1).await?;
-        if row_wise(&planned.written).map_err(|e| error::planning(&e, inputs))? {
-            let physical = planned.physical(inputs).await?;
-            planned.physical = Some(physical);
-        }
-        Ok(planned)
-    }
-
-    /// Plans the query over these tables, one per input.
-    pub(super) async fn over(
-        sql: &Sql,
-        cx: &Context,
-        inputs: &[StreamInfo],
-        tables: Vec<Arc<InputTable>>,
-        runtime: Arc<RuntimeEnv>,
-        partitions: usize,
-    ) -> Result<Self> {
-        let state = session(sql, cx, runtime, partitions)?;
+        let state = session(
+            sql,
+            cx,
+            SessionConfig::new().with_target_partitions(1),
+            Arc::new(RuntimeEnv::default()),
+        )?;
         let named = names::tables(inputs)?;
         for (name, index) in &named {
-            let table: Arc<dyn TableProvider> = Arc::clone(&tables[*index]) as _;
+            let table: Arc<dyn TableProvider> =
+                Arc::new(InputTable::new(*index, Arc::clone(&inputs[*index].schema)));
             let reference = TableReference::bare(name.as_str());
             state
                 .schema_for_ref(reference)
@@ -83,7 +75,7 @@ impl Planned {
             _ => return Err(not_a_query()),
         }
         for reference in state.resolve_table_references(&statement).map_err(fail)? {
-            known_table(&state, &reference, &named)?;
+            known_table(&state, &reference, &named, &statement)?;
         }
         let written = state.statement_to_plan(statement).await.map_err(fail)?;
         let reads =
@@ -93,36 +85,61 @@ impl Planned {
         let optimized = state.optimize(&written).map_err(fail)?;
         let schema = Arc::new(optimized.schema().as_arrow().clone());
         unique(&schema)?;
-        Ok(Self { state, written, optimized, schema, physical: None })
+        // What can't be run is told now.
+        let physical = physical(&state, &optimized).await.map_err(fail)?;
+        let asked = written.exists(|plan| Ok(matches!(plan, LogicalPlan::Sort(_)))).map_err(fail)?;
+        let ordered = asked && physical.output_ordering().is_some();
+        let program = match row_wise(&written).map_err(fail)? {
+            true => Program::compile(&physical, &schema, &state.task_ctx(), sql.functions.scalar_names())?,
+            false => None,
+        };
+        Ok(Self { written, optimized, schema, ordered, program: program.map(Arc::new) })
     }
 
-    /// The physical plan, for a state that has what it needs to run.
-    pub(super) async fn physical(&self, inputs: &[StreamInfo]) -> Result<Arc<dyn ExecutionPlan>> {
-        let planner = Arc::clone(self.state.query_planner());
-        planner
-            .create_physical_plan(&self.optimized, &self.state)
-            .await
-            .map_err(|e| error::planning(&e, inputs))
-    }
-
-    /// The session that it was planned in.
-    pub(super) fn state(&self) -> &SessionState {
-        &self.state
+    /// The physical plan for a run whose inputs have these rows.
+    pub(super) async fn run(
+        &self,
+        sql: &Sql,
+        cx: &Context,
+        inputs: &[StreamInfo],
+        rows: Feeds,
+        runtime: Arc<RuntimeEnv>,
+    ) -> Result<(Arc<dyn ExecutionPlan>, Arc<TaskContext>)> {
+        let config = SessionConfig::new()
+            .with_target_partitions(partitions(sql, cx))
+            .with_sort_spill_reservation_bytes(sort_reservation(sql, cx))
+            .with_extension(Arc::new(rows));
+        let state = session(sql, cx, config, runtime)?;
+        let plan = physical(&state, &self.optimized).await.map_err(|e| error::planning(&e, inputs))?;
+        Ok((plan, state.task_ctx()))
     }
 
     /// The program that maps rows batch by batch, if the query can be run so.
-    pub(super) fn program(&self) -> Result<Option<Program>> {
-        match &self.physical {
-            Some(physical) => Program::compile(physical, &self.schema),
-            None => Ok(None),
-        }
+    pub(super) fn program(&self) -> Option<&Arc<Program>> {
+        self.program.as_ref()
+    }
+
+    /// Whether the time at which a run began stands in the plan.
+    pub(super) fn timed(&self) -> bool {
+        let stable = |e: &Expr| match e {
+            Expr::ScalarFunction(f) => f.func.signature().volatility == Volatility::Stable,
+            _ => false,
+        };
+        let mut found = false;
+        let walked = self.written.apply_with_subqueries(|node| {
+            node.apply_expressions(|expr| {
+                found = found || expr.exists(|e| Ok(stable(e)))?;
+                Ok(TreeNodeRecursion::Continue)
+            })
+        });
+        found || walked.is_err()
     }
 
     /// The key columns of the only input by their names in the result, where all of them are passed
     /// through and the rows are still the same ones.
     pub(super) fn keys(&self, inputs: &[StreamInfo]) -> Vec<String> {
         let [input] = inputs else { return Vec::new() };
-        if self.physical.is_none() {
+        if self.program.is_none() {
             return Vec::new();
         }
         let origins: Vec<Option<String>> =
@@ -156,14 +173,35 @@ impl Planned {
     }
 }
 
-fn session(sql: &Sql, cx: &Context, runtime: Arc<RuntimeEnv>, partitions: usize) -> Result<SessionState> {
-    let mut config = SessionConfig::new().with_batch_size(cx.batch_rows()).with_target_partitions(partitions);
-    if let MemoryLimit::Finite(limit) = runtime.memory_pool.memory_limit() {
-        let share = limit / (8 * partitions.max(1));
-        config = config.with_sort_spill_reservation_bytes(share.min(SORT_RESERVATION));
+/// How many parts of the data are worked on at once.
+fn partitions(sql: &Sql, cx: &Context) -> usize {
+    match sql.joins {
+        Joins::Hash => cx.parallelism(),
+        // DataFusion doesn't think of sorting where there is one part only.
+        Joins::SortMerge => cx.parallelism().max(2),
     }
+}
+
+/// What each sort sets aside.
+pub(super) fn sort_reservation(sql: &Sql, cx: &Context) -> usize {
+    match cx.memory().memory_limit() {
+        MemoryLimit::Finite(limit) => (limit / (SORT_SHARE * partitions(sql, cx))).min(SORT_RESERVATION),
+        _ => SORT_RESERVATION,
+    }
+}
+
+async fn physical(
+    state: &SessionState,
+    plan: &LogicalPlan,
+) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
+    state.query_planner().create_physical_plan(plan, state).await
+}
+
+fn session(sql: &Sql, cx: &Context, config: SessionConfig, runtime: Arc<RuntimeEnv>) -> Result<SessionState> {
+    let mut config = config.with_batch_size(cx.batch_rows());
     let options = config.options_mut();
     options.sql_parser.enable_ident_normalization = false;
+    options.sql_parser.collect_spans = true;
     options.sql_parser.map_string_types_to_utf8view = false;
     options.optimizer.expand_views_at_output = false;
     options.optimizer.prefer_hash_join = sql.joins == Joins::Hash;
@@ -171,7 +209,7 @@ fn session(sql: &Sql, cx: &Context, runtime: Arc<RuntimeEnv>, partitions: usize)
         .with_config(config)
         .with_runtime_env(runtime)
         .build();
-    state.execution_props_mut().query_execution_start_time = Some(sql.clock.of(cx).into());
+    state.execution_props_mut().query_execution_start_time = Some(sql.plans.time(cx).into());
     let refused = |e: DataFusionError, name: &str| {
         Error::config(format!("a function of the host can't be registered: {e}")).with("function", name)
     };
@@ -193,17 +231,24 @@ fn not_a_query() -> Error {
 }
 
 /// A table that the query names is an input or a table function.
-fn known_table(state: &SessionState, named: &TableReference, tables: &[(String, usize)]) -> Result<()> {
+fn known_table(
+    state: &SessionState,
+    named: &TableReference,
+    tables: &[(String, usize)],
+    statement: &Statement,
+) -> Result<()> {
     if let TableReference::Bare { table } = named
         && (tables.iter().any(|(name, _)| name.as_str() == table.as_ref())
             || state.table_functions().contains_key(table.as_ref()))
     {
         return Ok(());
     }
-    Err(Error::not_found("the query names a table that isn't there")
-        .with("table", named)
-        .with("tables", error::list(tables.iter().map(|(name, _)| name.clone())))
-        .remedy("a table is an input of this node, by its name; add it to the node's inputs"))
+    let named = named.to_string();
+    let place = match statement {
+        Statement::Statement(inner) => names::place_of_table(inner, &named),
+        _ => None,
+    };
+    Err(error::unknown_table(&named, place, tables.iter().map(|(name, _)| name.clone())))
 }
 
 /// Every input is read: rows that go nowhere are a mistake.
@@ -225,7 +270,7 @@ fn unique(schema: &Schema) -> Result<()> {
     }
 }
 
-/// Whether each row of one input gives one row or none, whatever the others are.
+/// Whether what a row of one input gives doesn't depend on the other rows.
 fn row_wise(plan: &LogicalPlan) -> Result<bool, DataFusionError> {
     let mut subquery = false;
     plan.apply_subqueries(|_| {
@@ -238,6 +283,7 @@ fn row_wise(plan: &LogicalPlan) -> Result<bool, DataFusionError> {
     match plan {
         LogicalPlan::Projection(p) => row_wise(&p.input),
         LogicalPlan::Filter(f) => row_wise(&f.input),
+        LogicalPlan::Unnest(u) => row_wise(&u.input),
         LogicalPlan::SubqueryAlias(a) => row_wise(&a.input),
         LogicalPlan::TableScan(scan) => Ok(input_of(scan).is_some()),
         _ => Ok(false),

@@ -23,7 +23,7 @@ pub(super) async fn wish(
     let Some(input) = inputs.get(index) else {
         return Err(Error::internal("there is no input of that number").with("input", index));
     };
-    let planned = Planned::new(sql, cx, inputs).await?;
+    let planned = sql.planned(cx, inputs).await?;
     let scans: Vec<TableScan> =
         planned.scans()?.into_iter().filter(|(i, _)| *i == index).map(|(_, scan)| scan).collect();
     if scans.is_empty() {
@@ -73,7 +73,7 @@ async fn same_over(
     let Ok(schema) = inputs[index].schema.project(&columns) else { return false };
     let mut narrowed = inputs.to_vec();
     narrowed[index].schema = Arc::new(schema);
-    match Planned::new(sql, cx, &narrowed).await {
+    match sql.planned(cx, &narrowed).await {
         Ok(other) => other.schema == planned.schema && shown(&other.optimized) == shown(&planned.optimized),
         Err(_) => false,
     }

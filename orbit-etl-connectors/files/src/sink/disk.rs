@@ -1,15 +1,19 @@
 //! The target on a disk. What is named durable here is synced: the file, then its folder.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use orbit_etl_core::checkpoint::{create_dir_durable, sync_dir};
+use orbit_etl_core::fault::failpoint;
 use orbit_etl_core::{Error, Result, ResultExt};
 
 use super::manifest::Staged;
 use crate::error::from_io;
+
+/// The longest path that a system call takes, without the zero behind it.
+const LONGEST_PATH: usize = 4_095;
 
 /// A root directory. Paths are below it, with slashes.
 #[derive(Debug, Clone)]
@@ -150,6 +154,7 @@ impl Disk {
                 folders.extend(within.map(Path::to_path_buf));
             }
             self.move_file(&from, &to).with("file", to.display())?;
+            failpoint("files_after_rename");
         }
         // The staged folders too: a name that comes back after a power cut would look like a
         // file that was never moved.
@@ -166,22 +171,27 @@ impl Disk {
     }
 
     fn move_file(&self, from: &Path, to: &Path) -> Result<()> {
-        let there = exists(to)?;
-        if there && exists(from)? {
-            return Err(Error::new(
-                orbit_etl_core::ErrorKind::Conflict,
-                "a file of another origin stands where a staged file belongs",
-            )
-            .retryable(false)
-            .remedy("move that file away and run again"));
-        }
-        if there {
-            return Ok(());
+        match (look_up(from)?, look_up(to)?) {
+            (_, None) => {}
+            (None, Some(_)) => return Ok(()),
+            // A power cut while it was moved can leave both names of the one file on some file
+            // systems. Renaming would do nothing then, and say that it went well.
+            (Some(staged), Some(there)) if is_same(&staged, &there) => {
+                return fs::remove_file(from).map_err(|e| from_io(e, "remove a staged file", from.display()));
+            }
+            (Some(_), Some(_)) => {
+                return Err(Error::new(
+                    orbit_etl_core::ErrorKind::Conflict,
+                    "a file of another origin stands where a staged file belongs",
+                )
+                .retryable(false)
+                .remedy("move that file away and run again"));
+            }
         }
         match fs::rename(from, to) {
             Ok(()) => Ok(()),
             // An older run that woke up late may have been quicker.
-            Err(e) if e.kind() == io::ErrorKind::NotFound && exists(to)? => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound && look_up(to)?.is_some() => Ok(()),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 Err(Error::internal("a staged file is gone before it was published")
                     .with("staged", from.display())
@@ -192,16 +202,33 @@ impl Disk {
         }
     }
 
+    /// How many bytes a path below the root may have.
+    pub(crate) fn longest_path(&self) -> usize {
+        LONGEST_PATH.saturating_sub(self.root.as_os_str().len() + 1)
+    }
+
     /// A path of the operating system, also for messages.
     pub(crate) fn at(&self, path: &str) -> PathBuf {
         self.root.join(path)
     }
 }
 
-fn exists(path: &Path) -> Result<bool> {
+fn look_up(path: &Path) -> Result<Option<Metadata>> {
     match fs::symlink_metadata(path) {
-        Ok(_) => Ok(true),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Ok(found) => Ok(Some(found)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(from_io(e, "look up a file", path.display())),
     }
+}
+
+/// Whether two names are one file's.
+#[cfg(unix)]
+fn is_same(one: &Metadata, other: &Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    (one.dev(), one.ino()) == (other.dev(), other.ino())
+}
+
+#[cfg(not(unix))]
+fn is_same(_one: &Metadata, _other: &Metadata) -> bool {
+    false
 }

@@ -23,7 +23,7 @@ const STREAM: &str = "{stream}";
 const MANIFEST: &str = "manifest";
 
 /// The longest name that file systems take.
-const LONGEST_NAME: usize = 255;
+pub(crate) const LONGEST_NAME: usize = 255;
 
 /// Everything but letters, digits and what is harmless in names everywhere.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');

@@ -98,7 +98,8 @@ pub enum Mode {
 ///   whole milliseconds, columns that are always NULL by their type, and numbers that are too large.
 ///
 /// Partition columns stand in the folder names alone, percent-encoded; NULL is
-/// `__HIVE_DEFAULT_PARTITION__`.
+/// `__HIVE_DEFAULT_PARTITION__`. Rows whose folder name would be longer than 255 bytes, or whose path
+/// longer than the target allows (4,095 bytes on a disk, 1,024 in an object store), are rejected.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FilesSink {
@@ -236,9 +237,11 @@ impl FilesSink {
         self
     }
 
-    /// How many files each lane keeps open when there are many partitions; 256 by default. Beyond,
-    /// the file that was not written to for the longest time is closed, and its partition gets
-    /// another one later.
+    /// How many files the sink keeps open when there are many partitions; 256 by default, shared
+    /// equally between the lanes, each of which has at least one. Beyond, the file that was not written
+    /// to for the longest time is closed, and its partition gets another one later. A lane syncs up to
+    /// four more while it closes them. The process must be allowed to have as many open
+    /// (`ulimit -n`).
     #[must_use]
     pub fn max_open_files(mut self, files: usize) -> Self {
         self.max_open_files = files;
@@ -253,7 +256,9 @@ impl FilesSink {
     }
 
     /// An option of the object store, such as `region`, `endpoint` or `access_key_id`. What isn't
-    /// given is taken from the environment.
+    /// given is taken from the environment. For every store, `max_retries` (6) says how often a request
+    /// is sent again after a failure of the network or the server, and `retry_timeout` (30) for how
+    /// many seconds.
     #[must_use]
     pub fn storage_option(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.storage.insert(key.into(), SecretString::from(value.into()));
@@ -360,6 +365,11 @@ impl Sink for FilesSink {
             Mode::Append => Publication::EachEpoch,
             Mode::Overwrite => Publication::AtEnd,
         }
+    }
+
+    /// Files are read in no order; changes of a key carry theirs in a column.
+    fn needs_order(&self, _input: &StreamInfo) -> bool {
+        false
     }
 
     async fn open(&self, cx: &Context, inputs: &[StreamInfo]) -> Result<Box<dyn SinkSession>> {

@@ -8,9 +8,18 @@ use arrow::compute::{CastOptions, cast_with_options, take_record_batch};
 use arrow::datatypes::{DataType, Schema};
 use arrow::row::{RowConverter, SortField};
 use arrow::util::display::FormatOptions;
-use orbit_etl_core::{Error, Result};
+use orbit_etl_core::{Error, ErrorKind, Result};
 
 use super::layout::partition_folder;
+
+/// The rows of a batch, cut by folders.
+#[derive(Debug, Default)]
+pub(crate) struct Parts {
+    /// The rows of each folder, without the partition columns.
+    pub(crate) fit: Vec<(String, RecordBatch)>,
+    /// Rows for which there can't be a folder, as they came, and why.
+    pub(crate) misfit: Vec<(Error, RecordBatch)>,
+}
 
 /// Cuts batches by the values of some of their columns.
 #[derive(Debug)]
@@ -65,12 +74,8 @@ impl Partitioner {
     }
 
     /// The parts of `rest`, which has the rows of `batch` in other columns, with their folders
-    /// (`a=1/b=2/`), in the order in which these first appear.
-    pub(crate) fn split(
-        &self,
-        batch: &RecordBatch,
-        rest: &RecordBatch,
-    ) -> Result<Vec<(String, RecordBatch)>> {
+    /// (`a=1/b=2/`, of at most `longest` bytes), in the order in which these first appear.
+    pub(crate) fn split(&self, batch: &RecordBatch, rest: &RecordBatch, longest: usize) -> Result<Parts> {
         let keys: Vec<ArrayRef> = self.columns.iter().map(|&c| Arc::clone(batch.column(c))).collect();
         let internal = |e| Error::internal("a batch can't be partitioned").caused_by(e);
         let rows = self.rows.convert_columns(&keys).map_err(internal)?;
@@ -93,26 +98,33 @@ impl Partitioner {
                     Error::unsupported("a batch of more than 2^32 rows can't be partitioned")
                 })?);
         }
-        let mut parts = Vec::with_capacity(members.len());
+        let mut parts = Parts::default();
         for rows in members {
-            let first = rows[0] as usize;
-            let folder = self.folder(&keys, first)?;
-            let part = if rows.len() == rest.num_rows() {
-                rest.clone()
-            } else {
-                take_record_batch(rest, &UInt32Array::from(rows)).map_err(internal)?
+            let folder = self.folder(&keys, rows[0] as usize, longest);
+            let pick = |from: &RecordBatch| match rows.len() == from.num_rows() {
+                true => Ok(from.clone()),
+                false => take_record_batch(from, &UInt32Array::from(rows)).map_err(internal),
             };
-            parts.push((folder, part));
+            match folder {
+                Ok(folder) => parts.fit.push((folder, pick(rest)?)),
+                Err(error) if error.kind() == ErrorKind::Data => parts.misfit.push((error, pick(batch)?)),
+                Err(error) => return Err(error),
+            }
         }
         Ok(parts)
     }
 
-    fn folder(&self, keys: &[ArrayRef], row: usize) -> Result<String> {
+    fn folder(&self, keys: &[ArrayRef], row: usize, longest: usize) -> Result<String> {
         let mut path = String::new();
         for (name, column) in self.names.iter().zip(keys) {
             let text = text(name, &column.slice(row, 1))?;
             path.push_str(&partition_folder(name, text.as_deref())?);
             path.push('/');
+        }
+        if path.len() > longest {
+            return Err(Error::data("the values of the partition columns are too long for a path")
+                .with("columns", self.names.join(", "))
+                .remedy("partition by fewer or shorter columns"));
         }
         Ok(path)
     }
@@ -164,7 +176,7 @@ mod tests {
         ]);
         let names = ["name", "day", "ok"].map(String::from);
         let partitioner = Partitioner::new(batch.schema_ref(), &names).unwrap().unwrap();
-        let parts = partitioner.split(&batch, &batch).unwrap();
+        let parts = partitioner.split(&batch, &batch, 4_000).unwrap().fit;
         let found: Vec<(&str, Vec<i32>)> = parts
             .iter()
             .map(|(folder, part)| {
@@ -189,8 +201,25 @@ mod tests {
         let batch = batch(vec![("k", Arc::new(day)), ("v", Arc::new(Int32Array::from(vec![1, 2, 3])))]);
         let partitioner = Partitioner::new(batch.schema_ref(), &["k".to_owned()]).unwrap().unwrap();
         let folders: Vec<String> =
-            partitioner.split(&batch, &batch).unwrap().into_iter().map(|p| p.0).collect();
+            partitioner.split(&batch, &batch, 4_000).unwrap().fit.into_iter().map(|p| p.0).collect();
         assert_eq!(folders, ["k=x/", "k=__HIVE_DEFAULT_PARTITION__/"]);
+    }
+
+    #[test]
+    fn rows_without_a_possible_folder_are_set_apart() {
+        let long = "x".repeat(300);
+        let batch = batch(vec![
+            ("a", Arc::new(StringViewArray::from(vec!["1", &long, "1", "222222222"]))),
+            ("b", Arc::new(StringViewArray::from(vec!["2", "2", "2", "2"]))),
+            ("v", Arc::new(Int32Array::from(vec![1, 2, 3, 4]))),
+        ]);
+        let partitioner = Partitioner::new(batch.schema_ref(), &["a".into(), "b".into()]).unwrap().unwrap();
+        let parts = partitioner.split(&batch, &batch, 10).unwrap();
+        assert_eq!(parts.fit.iter().map(|p| p.0.as_str()).collect::<Vec<_>>(), ["a=1/b=2/"]);
+        let misfit: Vec<_> = parts.misfit.iter().map(|(e, rows)| (e.to_string(), rows.num_rows())).collect();
+        assert!(misfit[0].0.contains("column: a") && misfit[0].1 == 1, "{misfit:?}");
+        assert!(misfit[1].0.contains("columns: a, b") && misfit[1].1 == 1, "{misfit:?}");
+        assert!(misfit.iter().all(|(text, _)| !text.contains("xxx") && !text.contains("222")));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The target, wherever it is.
 
 use bytes::Bytes;
+use orbit_etl_core::fault::failpoint;
 use orbit_etl_core::{Error, Result};
 
 use super::disk::Disk;
@@ -150,6 +151,7 @@ impl Place {
             Self::Store(store) => {
                 let markers = files.iter().map(|file| file.staged.clone()).collect();
                 store.publish(files).await?;
+                failpoint("files_between_publish_and_markers");
                 store.delete(markers).await
             }
         }
@@ -160,6 +162,14 @@ impl Place {
         match self {
             Self::Disk(_) => self.delete(staged).await,
             Self::Store(store) => store.discard(staged).await,
+        }
+    }
+
+    /// How many bytes a path below the root may have.
+    pub(crate) fn longest_path(&self) -> usize {
+        match self {
+            Self::Disk(disk) => disk.longest_path(),
+            Self::Store(store) => store.longest_path(),
         }
     }
 

@@ -8,7 +8,7 @@ use orbit_etl_core::{Error, Result, ResultExt, StreamInfo};
 
 use super::encode::{EncodeOptions, file_columns, file_schema};
 use super::layout::Template;
-use super::partition::Partitioner;
+use super::partition::{Partitioner, Parts};
 use crate::format::Format;
 
 /// One stream with its folder, its files' schema and its partitions.
@@ -72,13 +72,17 @@ impl StreamPlan {
         })
     }
 
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The schema of the files.
     pub(crate) fn files(&self) -> &SchemaRef {
         &self.files
     }
 
-    /// The stream's rows by folder.
-    pub(crate) fn split(&self, batch: &RecordBatch) -> Result<Vec<(String, RecordBatch)>> {
+    /// The stream's rows by folder, whose paths have at most `longest` bytes.
+    pub(crate) fn split(&self, batch: &RecordBatch, longest: usize) -> Result<Parts> {
         let same_names = batch.num_columns() == self.input.fields().len()
             && (Arc::ptr_eq(batch.schema_ref(), &self.input)
                 || batch
@@ -95,11 +99,12 @@ impl StreamPlan {
         let rest =
             file_columns(self.format, &self.files, columns, batch.num_rows()).with("stream", &self.name)?;
         let Some(partitioner) = &self.partitioner else {
-            return Ok(vec![(self.folder.clone(), rest)]);
+            return Ok(Parts { fit: vec![(self.folder.clone(), rest)], misfit: Vec::new() });
         };
-        let mut parts = partitioner.split(batch, &rest).with("stream", &self.name)?;
+        let longest = longest.saturating_sub(self.folder.len());
+        let mut parts = partitioner.split(batch, &rest, longest).with("stream", &self.name)?;
         if !self.folder.is_empty() {
-            for (folder, _) in &mut parts {
+            for (folder, _) in &mut parts.fit {
                 folder.insert_str(0, &self.folder);
             }
         }

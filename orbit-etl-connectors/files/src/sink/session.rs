@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use datafusion_execution::memory_pool::MemoryConsumer;
+use orbit_etl_core::fault::failpoint;
 use orbit_etl_core::{
     CheckpointRecord, Committable, Committed, Context, Discard, Epoch, Error, LaneId, Lineage, Reject,
     Result, SinkSession, SinkWriter,
@@ -12,12 +13,15 @@ use orbit_etl_core::{
 
 use super::Mode;
 use super::encode::EncodeOptions;
-use super::layout::{ManifestName, Names, PRIVATE, all_manifests, claim_of};
+use super::layout::{LONGEST_NAME, ManifestName, Names, PRIVATE, all_manifests, claim_of};
 use super::manifest::{Manifest, Staged, from_json, to_json};
 use super::place::Place;
 use super::plan::StreamPlan;
 use super::staged::Registry;
 use super::writer::{FilesWriter, Shared};
+
+/// A run's last file, for the length of its name.
+const MOST_FILES: u64 = 999_999_999;
 
 /// What a session writes, and how.
 #[derive(Debug)]
@@ -127,7 +131,9 @@ impl FilesSession {
                     .with("file", outside));
             }
             self.setup.place.delete(files).await?;
+            failpoint("files_before_replaced_manifest");
             self.setup.place.delete(vec![path]).await?;
+            failpoint("files_after_replaced");
         }
         Ok(())
     }
@@ -141,6 +147,13 @@ impl SinkSession for FilesSession {
         let known = !older.is_empty() || !self.published(&names).await?.is_empty();
         if !known && let Some(stranger) = self.stranger(lineage).await? {
             return Ok(Some(stranger));
+        }
+        let extension = self.setup.options.format.extension(self.setup.options.compression);
+        let longest_name = names.file(MOST_FILES, &extension).len();
+        if longest_name > LONGEST_NAME {
+            return Err(Error::config("the sink's name is too long to be part of file names")
+                .with("sink", &lineage.sink)
+                .remedy("give the sink a shorter name"));
         }
         let place = &self.setup.place;
         place.make_folders(vec![names.staged_folder(), names.manifests(), names.claims()]).await?;
@@ -157,9 +170,11 @@ impl SinkSession for FilesSession {
             registry: Registry::default(),
             options: self.setup.options.clone(),
             partition_by: self.setup.partition_by.clone(),
-            extension: self.setup.options.format.extension(self.setup.options.compression),
+            extension,
             target_file_size: self.setup.target_file_size,
-            max_open_files: self.setup.max_open_files,
+            // Each lane has a part of them.
+            max_open_files: (self.setup.max_open_files / self.cx.parallelism()).max(1),
+            longest_folder: self.setup.place.longest_path().saturating_sub(longest_name),
         };
         self.claimed = Some(Claimed { lineage: lineage.clone(), shared: Arc::new(shared), newest });
         Ok((known || newest.is_some()).then(|| Committed {
@@ -204,8 +219,10 @@ impl SinkSession for FilesSession {
                 files: files.iter().map(Into::into).collect(),
             };
             place.publish(files).await?;
+            failpoint("files_before_manifest");
             let temporary = names.staged(registry.number(), "tmp");
             place.put(&names.manifest(epoch), &temporary, to_json(&manifest)?).await?;
+            failpoint("files_after_manifest");
             self.claimed()?.newest = Some(epoch);
         }
         registry.committed(epoch);

@@ -16,6 +16,9 @@ use crate::error::from_store;
 /// How many parts of one file travel at once.
 const PARTS_AT_ONCE: usize = 3;
 
+/// The longest key that S3, Google's and Azure's stores take, in bytes.
+const LONGEST_KEY: usize = 1_024;
+
 /// How many objects are completed or removed at once.
 const OBJECTS_AT_ONCE: usize = 8;
 
@@ -62,7 +65,12 @@ impl Store {
             .await
             .map_err(|e| from_store(e, "begin an upload", self.name(path)))?;
         let marker = Marker { path: path.to_owned(), upload: upload.clone() };
-        self.put(staged, to_json(&marker)?).await?;
+        // Dying in between leaves an upload that nobody knows of, but without a part in it: it costs
+        // nothing, and a bucket's lifecycle rule takes it away.
+        if let Err(error) = self.put(staged, to_json(&marker)?).await {
+            let _ = self.abort(path, &upload).await;
+            return Err(error);
+        }
         Ok(Uploading {
             multipart: Arc::clone(&self.multipart),
             name: self.name(path),
@@ -133,6 +141,11 @@ impl Store {
             self.clone().delete_one(name).await?;
         }
         Ok(())
+    }
+
+    /// How many bytes a path below the prefix may have.
+    pub(crate) fn longest_path(&self) -> usize {
+        LONGEST_KEY.saturating_sub(self.prefix.as_ref().len() + 1)
     }
 
     /// The name of an object for messages.

@@ -9,7 +9,7 @@ use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion_execution::memory_pool::MemoryReservation;
 use orbit_etl_core::checkpoint::sync_dir;
-use orbit_etl_core::{Epoch, Error, LaneId, Prepared, Result, SinkWriter, StreamId};
+use orbit_etl_core::{Epoch, Error, LaneId, Payload, Prepared, Reject, Result, SinkWriter, StreamId};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::encode::{EncodeOptions, Encoder, describe};
@@ -44,7 +44,10 @@ pub(crate) struct Shared {
     pub(crate) partition_by: Vec<String>,
     pub(crate) extension: String,
     pub(crate) target_file_size: u64,
+    /// Per lane.
     pub(crate) max_open_files: usize,
+    /// How many bytes the path of a file's folder may have.
+    pub(crate) longest_folder: usize,
 }
 
 impl Shared {
@@ -66,7 +69,9 @@ pub(crate) struct FilesWriter {
     clock: u64,
     closing: JoinSet<Result<(Staged, usize)>>,
     closed: Vec<Staged>,
-    /// Memory of open and closing files.
+    /// Rows that can't be written, until the epoch ends.
+    rejects: Vec<Reject>,
+    /// Memory of open and closing files, and of rejects.
     held: usize,
     memory: MemoryReservation,
 }
@@ -126,6 +131,7 @@ impl FilesWriter {
             clock: 0,
             closing: JoinSet::new(),
             closed: Vec::new(),
+            rejects: Vec::new(),
             held: 0,
             memory,
         }
@@ -193,25 +199,22 @@ impl FilesWriter {
     /// Makes the pool agree with what is held. If it refuses, files are written out until it does.
     async fn reserve(&mut self) -> Result<()> {
         while let Err(refusal) = self.memory.try_resize(self.held) {
-            if self.held > self.open.values().map(|file| file.held).sum() {
+            if !self.closing.is_empty() {
                 self.join_closing().await?;
                 continue;
             }
             let largest = self.open.iter().max_by_key(|(_, file)| file.held);
-            let Some((key, held, base)) = largest.map(|(key, f)| (key.clone(), f.held, f.encoder.base()))
-            else {
-                // Nothing is held any more.
-                return Ok(());
-            };
-            // What a file needs at least; closing it would only make it come back.
-            if held > base + self.shared.buffer() + (1 << 20) {
-                self.relieve(&key).await?;
-            } else if self.open.len() > 1 {
-                self.close_oldest().await?;
-            } else {
-                return Err(Error::resources("the memory limit leaves no room to write files")
-                    .remedy("raise the pipeline's memory limit, or use fewer lanes")
-                    .caused_by(refusal));
+            match largest.map(|(key, f)| (key.clone(), f.held, f.encoder.base())) {
+                // What a file needs at least; closing it would only make it come back.
+                Some((key, held, base)) if held > base + self.shared.buffer() + (1 << 20) => {
+                    self.relieve(&key).await?;
+                }
+                Some(_) if self.open.len() > 1 => self.close_oldest().await?,
+                _ => {
+                    return Err(Error::resources("the memory limit leaves no room to write files")
+                        .remedy("raise the pipeline's memory limit, or use fewer lanes")
+                        .caused_by(refusal));
+                }
             }
         }
         Ok(())
@@ -305,10 +308,22 @@ impl SinkWriter for FilesWriter {
                 Error::internal("rows of a stream that the sink wasn't opened for").with("stream", stream.0)
             );
         };
-        for (folder, rows) in plan.split(&batch)? {
+        let parts = plan.split(&batch, self.shared.longest_folder)?;
+        for (folder, rows) in parts.fit {
             self.append((stream.0, folder), &rows).await?;
         }
-        Ok(())
+        if parts.misfit.is_empty() {
+            return Ok(());
+        }
+        for (error, rows) in parts.misfit {
+            self.held += rows.get_array_memory_size();
+            let count = rows.num_rows() as u64;
+            let mut reject = Reject::new(error.kind(), error.to_string(), Payload::Rows(rows));
+            reject.rows = count;
+            reject.origin.stream = Some(plan.name().to_owned());
+            self.rejects.push(reject);
+        }
+        self.reserve().await
     }
 
     async fn schema_changed(&mut self, stream: StreamId, to: &SchemaRef) -> Result<()> {
@@ -347,7 +362,7 @@ impl SinkWriter for FilesWriter {
         Ok(Prepared {
             bytes: files.iter().map(|file| file.bytes).sum(),
             committables: files.iter().map(Staged::to_committable).collect::<Result<_>>()?,
-            rejects: Vec::new(),
+            rejects: std::mem::take(&mut self.rejects),
         })
     }
 }

@@ -3,13 +3,15 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, StringArray, new_null_array};
+use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, new_null_array};
 use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion_common::ScalarValue;
 use orbit_etl_core::{Error, ErrorKind, Result};
 
+use super::column::column;
 use super::list::FileEntry;
+use super::number::Rules;
 use super::{Extra, Missing, Resolved};
 use crate::schema::widens;
 
@@ -180,11 +182,13 @@ fn partition_value(field: &Field, value: Option<&str>, file: &FileEntry) -> Resu
             .with("column", field.name())
             .remedy("rename the directory, or give the column type `text` in `columns`")
     };
-    let text: ArrayRef = Arc::new(StringArray::from(vec![value]));
-    let strict = CastOptions { safe: false, ..CastOptions::default() };
-    let typed = cast_with_options(&text, field.data_type(), &strict).map_err(|_| fail())?;
-    if value.is_none() && !field.is_nullable() {
-        return Err(fail());
+    let mut column = column(field.data_type(), Rules::GIVEN).ok_or_else(fail)?;
+    match value {
+        Some(value) if !column.text(value) => return Err(fail()),
+        Some(_) => {}
+        None if !field.is_nullable() => return Err(fail()),
+        None => column.null(),
     }
+    let typed = column.finish().map_err(|_| fail())?;
     ScalarValue::try_from_array(&typed, 0).map_err(|_| fail())
 }

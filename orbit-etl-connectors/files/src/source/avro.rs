@@ -26,6 +26,10 @@ const SYNC: usize = 16;
 /// Blocks are decoded together up to this size.
 const GROUP_BYTES: usize = 4 << 20;
 
+/// So many rows may be in a block, or as many as `max_record` has bytes. A row takes a byte, unless all its columns are
+/// always NULL, so none has more than it has bytes; a head that says otherwise is broken.
+const MOST_ROWS: u64 = 1 << 26;
+
 /// How far a file has been read: `row` rows, of which `from` stand before the block at `byte`.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct BlockPosition {
@@ -172,7 +176,10 @@ impl Blocks {
         let sane = |n: i64| u64::try_from(n).ok();
         match head {
             None if !self.eof && rest.len() < 20 => None,
-            Some((rows, size, at)) if sane(rows).is_some() && sane(size).is_some_and(|n| n <= limit) => {
+            Some((rows, size, at))
+                if sane(rows).is_some_and(|n| n <= limit.max(MOST_ROWS))
+                    && sane(size).is_some_and(|n| n <= limit) =>
+            {
                 let rows = sane(rows)?;
                 let end = at + usize::try_from(size).ok()?;
                 match rest.get(end..end + SYNC) {

@@ -1,175 +1,185 @@
-//! CSV: headers, and records decoded by arrow.
+//! CSV: headers, and records whose fields become exactly what they say, or a reject.
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions, StringArray};
-use arrow::csv::ReaderBuilder;
-use arrow::csv::reader::Decoder;
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::array::{BooleanArray, RecordBatch, RecordBatchOptions};
+use arrow::compute::filter;
+use arrow::datatypes::{Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use orbit_etl_core::{Error, Result};
-use regex::Regex;
 
-use super::dialect::{Cut, Dialect};
+use super::column::{Column, column};
+use super::dialect::{Cutter, Dialect};
 use super::input::Input;
 use super::list::FileEntry;
-use super::text::Records;
+use super::node::refusal;
+use super::number::Rules;
+use super::record::{Cells, Found};
+use super::text::{BOM, Bad, Records, Taken, Want};
 use crate::format::CsvOptions;
 
-const BOM: &[u8] = b"\xef\xbb\xbf";
+/// So many fields and their places stay in the processor's cache from one column to the next.
+const BLOCK: usize = 4_096;
 
 /// CSV records of one file.
 pub(crate) struct CsvRecords {
     dialect: Dialect,
-    /// One field per column of the file.
-    schema: SchemaRef,
-    projection: Vec<usize>,
-    null: Option<Regex>,
+    null: String,
     /// Whether an empty text is an empty string and not NULL.
     keep_empty: bool,
-    decoder: Decoder,
-    rows: usize,
+    rules: Rules,
+    /// One field per column that is read.
+    schema: SchemaRef,
+    columns: Vec<Slot>,
+    /// Fields of a record.
+    fields: usize,
+    found: Found,
+}
+
+/// A column that is read.
+struct Slot {
+    /// Which field of a record it is.
+    index: usize,
+    field: Arc<Field>,
+    column: Box<dyn Column>,
 }
 
 impl CsvRecords {
+    /// `schema` has a field for each one of a record, `projection` says which of them to read.
+    /// `inferred`: nobody gave the columns, they were found in a sample.
     pub(crate) fn new(
         options: &CsvOptions,
         keep_empty: bool,
-        schema: SchemaRef,
-        projection: Vec<usize>,
+        schema: &SchemaRef,
+        projection: &[usize],
+        inferred: bool,
     ) -> Result<Self> {
-        let null = match options.null.as_str() {
-            "" => None,
-            text => Some(Regex::new(&format!("^{}$", regex::escape(text))).map_err(|e| {
-                Error::config("the text for NULL can't be used").with("option", "csv.null").caused_by(e)
-            })?),
-        };
-        let mut fields = projection.iter().map(|&index| schema.field(index));
-        if let Some(field) = fields.find(|field| !reads(field.data_type())) {
-            return Err(Error::schema("CSV can't be read into this column's type")
-                .with("column", field.name())
-                .with("type", field.data_type())
-                .remedy("use another type in `columns`, such as `text`"));
-        }
-        let decoder = ReaderBuilder::new(Arc::clone(&schema)).build_decoder();
-        Ok(Self { dialect: Dialect::from(options), schema, projection, null, keep_empty, decoder, rows: 0 })
-    }
-
-    fn decoder(&self, rows: usize, projection: Vec<usize>) -> Decoder {
-        let mut builder = ReaderBuilder::new(Arc::clone(&self.schema))
-            .with_delimiter(self.dialect.delimiter)
-            .with_quote(self.dialect.quote)
-            .with_batch_size(rows)
-            .with_projection(projection);
-        if let Some(escape) = self.dialect.escape {
-            builder = builder.with_escape(escape);
-        }
-        if let Some(null) = &self.null {
-            builder = builder.with_null_regex(null.clone());
-        }
-        builder.build_decoder()
-    }
-
-    /// Puts empty strings where an empty field was read as NULL.
-    fn restore_empty(&self, batch: RecordBatch) -> Result<RecordBatch, ArrowError> {
-        if !self.keep_empty || self.null.is_some() {
-            return Ok(batch);
-        }
-        let (schema, columns, rows) = batch.into_parts();
-        let columns = columns.into_iter().map(|column| match column.data_type() {
-            // A NULL string takes no bytes, so its offsets are those of an empty one.
-            DataType::Utf8 if column.null_count() > 0 => {
-                let (offsets, values, _) = column.as_string::<i32>().clone().into_parts();
-                Arc::new(StringArray::new(offsets, values, None)) as ArrayRef
-            }
-            _ => column,
-        });
-        let options = RecordBatchOptions::new().with_row_count(Some(rows));
-        RecordBatch::try_new_with_options(schema, columns.collect(), &options)
+        let rules = Rules { inferred, json: false };
+        let columns = projection
+            .iter()
+            .map(|&index| {
+                let field = Arc::clone(&schema.fields()[index]);
+                let Some(column) = column(field.data_type(), rules) else {
+                    return Err(Error::schema("CSV can't be read into this column's type")
+                        .with("column", field.name())
+                        .with("type", field.data_type())
+                        .remedy("use another type in `columns`, such as `text`"));
+                };
+                Ok(Slot { index, field, column })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let fields: Vec<_> = columns.iter().map(|slot| Arc::clone(&slot.field)).collect();
+        let dialect = Dialect::from(options);
+        Ok(Self {
+            dialect,
+            null: options.null.clone(),
+            keep_empty,
+            rules,
+            schema: Arc::new(Schema::new(fields)),
+            columns,
+            fields: schema.fields().len().max(1),
+            found: Found::new(dialect, schema.fields().len()),
+        })
     }
 }
 
 impl Records for CsvRecords {
-    fn begin(&mut self, rows: usize) -> Result<()> {
-        self.rows = rows;
-        self.decoder = self.decoder(rows, self.projection.clone());
-        Ok(())
+    fn scan(&mut self, text: &[u8], want: &Want) -> bool {
+        self.found.scan(text, want)
     }
 
-    fn decode(&mut self, bytes: &[u8]) -> Result<usize, ArrowError> {
-        self.decoder.decode(bytes)
+    fn found(&self) -> (usize, usize) {
+        (self.found.records(), self.found.next())
     }
 
-    fn full(&self) -> bool {
-        self.decoder.capacity() == 0
-    }
-
-    fn end(&mut self) -> Result<(), ArrowError> {
-        self.decoder.decode(&[]).map(|_| ())
-    }
-
-    fn flush(&mut self) -> Result<Option<RecordBatch>, ArrowError> {
-        self.decoder.flush()?.map(|batch| self.restore_empty(batch)).transpose()
-    }
-
-    fn cut(&self, bytes: &[u8], at: usize, eof: bool) -> Option<Cut> {
-        self.dialect.cut(bytes, at, eof)
-    }
-
-    /// Arrow takes the end of the file for a missing quote, which would swallow rows.
-    fn agrees(&self, bytes: &[u8], _rows: usize, eof: bool) -> bool {
-        if !eof || memchr::memchr(self.dialect.quote, bytes).is_none() {
-            return true;
-        }
-        let mut at = 0;
-        while let Some(cut) = self.dialect.cut(bytes, at, true) {
-            if !cut.closed {
-                return false;
-            }
-            at = cut.next;
-        }
-        true
-    }
-
-    fn reason(&mut self, record: &[u8], cut: &Cut) -> String {
-        if !cut.closed {
-            return "a quote is not closed".into();
-        }
-        let expected = self.schema.fields().len();
-        if cut.fields != expected {
-            return format!("the line has {} fields instead of {expected}", cut.fields);
-        }
-        if std::str::from_utf8(record).is_err() {
-            return "the line is not UTF-8".into();
-        }
-        let mut columns = Vec::new();
-        for &index in &self.projection {
-            let mut decoder = self.decoder(1, vec![index]);
-            let read = decoder.decode(record).and_then(|_| decoder.decode(&[])).and_then(|_| decoder.flush());
-            if !matches!(read, Ok(Some(_))) {
-                let field = self.schema.field(index);
-                columns.push(format!("column `{}` is not a valid {}", field.name(), field.data_type()));
+    fn take(&mut self, text: &[u8]) -> Result<Taken> {
+        let (records, end) = self.found();
+        let mut bad = Vec::new();
+        let mut cells = self.found.cells(text, &self.null, &mut bad);
+        cells.keep_empty = self.keep_empty;
+        let mut wrong = Vec::new();
+        let rows = (BLOCK / self.fields).clamp(16, 1_024);
+        for from in (0..cells.rows()).step_by(rows) {
+            let block = from..cells.rows().min(from + rows);
+            for (at, slot) in self.columns.iter_mut().enumerate() {
+                let mut hear = |row| wrong.push((row, at));
+                slot.column.extend(&cells, block.clone(), slot.index, slot.field.is_nullable(), &mut hear);
             }
         }
-        if columns.is_empty() { "the line can't be read".into() } else { columns.join(", ") }
+        let good = reject(&cells, &self.columns, self.rules, wrong, &mut bad);
+        let rows = good.as_ref().map_or(cells.rows(), BooleanArray::true_count);
+        let batch = batch(&self.schema, &mut self.columns, good.as_ref(), rows).map_err(|e| {
+            Error::data("the records can't be made a batch").remedy("read fewer rows at a time").caused_by(e)
+        })?;
+        self.found.clear();
+        Ok(Taken { batch: (rows > 0).then_some(batch), records, end, bad })
+    }
+
+    fn clear(&mut self) {
+        self.found.clear();
+    }
+
+    fn cutter(&self) -> Cutter {
+        Cutter::new(Some(self.dialect)).at_any_break()
     }
 }
 
-/// Whether arrow reads text into this type.
-fn reads(data_type: &DataType) -> bool {
-    match data_type {
-        DataType::Null
-        | DataType::Boolean
-        | DataType::Utf8
-        | DataType::Utf8View
-        | DataType::Date32
-        | DataType::Date64
-        | DataType::Time32(_)
-        | DataType::Time64(_)
-        | DataType::Timestamp(_, _) => true,
-        DataType::Dictionary(keys, values) => keys.is_integer() && **values == DataType::Utf8,
-        other => other.is_numeric(),
+/// Tells of the records with a field that its column refused; says which ones are good, if not all.
+fn reject(
+    cells: &Cells<'_>,
+    columns: &[Slot],
+    rules: Rules,
+    mut wrong: Vec<(usize, usize)>,
+    bad: &mut Vec<Bad>,
+) -> Option<BooleanArray> {
+    if wrong.is_empty() {
+        return None;
     }
+    wrong.sort_unstable();
+    let shapeless: Vec<usize> = bad.iter().map(|b| b.start).collect();
+    let mut good = vec![true; cells.rows()];
+    for refused in wrong.chunk_by(|a, b| a.0 == b.0) {
+        let row = refused[0].0;
+        good[row] = false;
+        let reasons: Vec<_> =
+            refused.iter().map(|&(_, at)| reason(cells, row, &columns[at], rules)).collect();
+        let (start, end) = cells.range(row);
+        let before = row + shapeless.partition_point(|s| *s < start);
+        bad.push(Bad { before, start, end, message: reasons.join(", ") });
+    }
+    bad.sort_by_key(|b| b.start);
+    Some(good.into())
+}
+
+fn reason(cells: &Cells<'_>, row: usize, slot: &Slot, rules: Rules) -> String {
+    let mut scratch = String::new();
+    let cell = cells.get(row, slot.index, &mut scratch);
+    let (name, kind) = (slot.field.name(), slot.field.data_type());
+    if cells.is_null(cell, slot.column.is_text()) {
+        return format!("column `{name}` is NULL");
+    }
+    let fits = rules.inferred && column(kind, Rules::GIVEN).is_some_and(|mut column| column.text(cell));
+    refusal(name, kind, fits)
+}
+
+fn batch(
+    schema: &SchemaRef,
+    columns: &mut [Slot],
+    good: Option<&BooleanArray>,
+    rows: usize,
+) -> Result<RecordBatch, ArrowError> {
+    let columns = columns
+        .iter_mut()
+        .map(|slot| {
+            let array = slot.column.finish()?;
+            match good {
+                Some(good) => filter(&array, good),
+                None => Ok(array),
+            }
+        })
+        .collect::<Result<_, _>>()?;
+    let options = RecordBatchOptions::new().with_row_count(Some(rows));
+    RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options)
 }
 
 /// The first line of a file.

@@ -1,5 +1,5 @@
-//! Where CSV records end, by the same rules as arrow's decoder, for the paths that need to know:
-//! headers, malformed records, and the points where a large file may be split.
+//! Where CSV records end: for headers, for records too long to be held, and for the points where a
+//! large file may be split.
 
 use memchr::{memchr, memchr2, memchr3};
 
@@ -111,7 +111,7 @@ impl Dialect {
 
     /// The byte after the quote that closes what was opened before `i`; the buffer's end if a
     /// quote is its last byte.
-    fn close(&self, bytes: &[u8], mut i: usize) -> Option<usize> {
+    pub(super) fn close(&self, bytes: &[u8], mut i: usize) -> Option<usize> {
         loop {
             let rest = bytes.get(i..)?;
             let at = i + match self.escape {
@@ -137,6 +137,8 @@ impl Dialect {
 pub(crate) struct Cutter {
     dialect: Option<Dialect>,
     state: State,
+    /// Whether a carriage return ends a record, too, as it does in some old files.
+    any_break: bool,
     /// The byte before the next one; a line feed at the start, since a record begins there.
     last: u8,
 }
@@ -153,7 +155,12 @@ enum State {
 
 impl Cutter {
     pub(crate) fn new(dialect: Option<Dialect>) -> Self {
-        Self { dialect, state: State::Outside, last: b'\n' }
+        Self { dialect, state: State::Outside, any_break: false, last: b'\n' }
+    }
+
+    /// The same, where a lone carriage return ends a CSV record as well.
+    pub(crate) fn at_any_break(self) -> Self {
+        Self { any_break: true, ..self }
     }
 
     /// Goes on over `bytes` up to the first end of a record at or behind `target`, an index into
@@ -204,7 +211,7 @@ impl Cutter {
                     let end = quote.unwrap_or(bytes.len());
                     let from = i.max(target.saturating_sub(1));
                     if from < end
-                        && let Some(n) = memchr(b'\n', &bytes[from..end])
+                        && let Some(n) = self.line_break(&bytes[from..end])
                     {
                         return Some(from + n + 1);
                     }
@@ -219,6 +226,10 @@ impl Cutter {
             }
         }
         None
+    }
+
+    fn line_break(&self, bytes: &[u8]) -> Option<usize> {
+        if self.any_break { memchr2(b'\n', b'\r', bytes) } else { memchr(b'\n', bytes) }
     }
 }
 

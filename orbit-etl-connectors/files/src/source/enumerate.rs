@@ -1,44 +1,31 @@
 //! Which splits there are: the files that are new, cut into parts where that is safe.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 
 use futures::StreamExt as _;
 use futures::stream::{self, BoxStream};
 use orbit_etl_core::{Context, Error, Position, Result, Split, SplitChange};
-use serde::{Deserialize, Serialize};
 
 use super::csv::read_head;
 use super::dialect::Cutter;
 use super::infer::{csv_names, dialect};
-use super::input::{Input, changed, open_local};
+use super::input::{Input, changed, is_changed, open_local};
 use super::list::{self, FileEntry};
 use super::open::Payload;
+use super::seen::{Known, Seen};
 use super::{Changed, FilesSource, Resolved, parquet};
 use crate::error::from_io;
 use crate::format::{Compression, Format};
 use crate::location::Location;
 
-/// Splits that are told of at once, at most.
-const MOST_AT_ONCE: usize = 1_000;
+/// Splits that are told of at once where that costs little.
+const MANY: usize = 1_000;
 const CHUNK: usize = 1 << 20;
 
-/// The enumerator's own position.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-struct Seen {
-    /// Files that have been told of, with size and stamp.
-    files: BTreeMap<String, String>,
-    /// A file of which only the beginning has been told of: up to this byte.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    part: Option<(String, u64)>,
-}
-
-impl Seen {
-    fn is_partly_told(&self, file: &FileEntry) -> bool {
-        self.part.as_ref().is_some_and(|(key, _)| *key == file.key)
-    }
-}
+/// How often a file is looked at anew that changes while its parts are searched.
+const MOST_TRIES: usize = 3;
 
 /// The splits that were not told of before `after`.
 pub(crate) async fn splits(
@@ -46,28 +33,20 @@ pub(crate) async fn splits(
     cx: &Context,
     after: Option<&Position>,
 ) -> Result<BoxStream<'static, Result<SplitChange>>> {
-    let seen: Seen = match after {
-        None => Seen::default(),
-        Some(Position(value)) => serde_json::from_value(value.clone()).map_err(|e| {
-            Error::config("the list of files seen can't be read")
-                .remedy("it belongs to another version; start over with a new state directory")
-                .caused_by(e)
-        })?,
-    };
+    let mut seen = Seen::from_position(after)?;
     let resolved = source.resolved(cx).await?;
     let location = source.location()?;
     let format = resolved.format;
     let listed = list::list(&location, source.known_format(), source.partitions).await?;
-    let mut seen = seen;
     let mut files = VecDeque::new();
     for file in listed {
-        let part = seen.part.as_ref().is_some_and(|(key, _)| *key == file.key);
-        match seen.files.get(&file.key) {
+        let part = seen.is_partly_told(&file);
+        match seen.know(&file) {
             // The rest of a file comes before every other: only one can be partly told.
-            Some(known) if *known == fingerprint(&file) && part => files.push_front(file),
-            Some(known) if *known == fingerprint(&file) => {}
-            Some(_) if source.changed == Changed::Error => return Err(changed(&file.name)),
-            _ => {
+            Known::Same if part => files.push_front(file),
+            Known::Same => {}
+            Known::Changed if source.changed == Changed::Error => return Err(changed(&file.name)),
+            Known::Changed | Known::Never => {
                 if part {
                     // Its other content is read from the start.
                     seen.part = None;
@@ -112,14 +91,18 @@ impl Enumerator {
         let mut added = Vec::new();
         loop {
             // The positions list all files, so changes get fewer as they get longer.
-            let enough = (self.told / 4).clamp(1, MOST_AT_ONCE);
+            let enough = self.told / 4;
             let slow = self.cursor.is_some()
                 || self.files.front().is_some_and(|f| !matches!(self.plan(f), Plan::Whole));
-            let limit = if slow { enough } else { MOST_AT_ONCE };
+            let limit = if slow { enough.clamp(1, MANY) } else { enough.max(MANY) };
             let done = self.cursor.is_none() && self.files.is_empty();
             if added.len() >= limit || (done && !added.is_empty()) {
                 self.told += added.len();
-                return Ok(Some(SplitChange { added, revoked: Vec::new(), position: self.position()? }));
+                return Ok(Some(SplitChange {
+                    added,
+                    revoked: Vec::new(),
+                    position: self.seen.to_position()?,
+                }));
             }
             if done {
                 return Ok(None);
@@ -153,8 +136,21 @@ impl Enumerator {
         }
     }
 
-    async fn begin(&mut self, file: FileEntry, added: &mut Vec<Split>) -> Result<()> {
-        self.seen.files.insert(file.key.clone(), fingerprint(&file));
+    async fn begin(&mut self, mut file: FileEntry, added: &mut Vec<Split>) -> Result<()> {
+        for _ in 0..MOST_TRIES {
+            match self.try_begin(file.clone(), added).await {
+                Err(e) if self.source.changed == Changed::Reload && is_changed(&e) => {
+                    file = list::again(&self.location, &file).await?;
+                    self.seen.part = None;
+                }
+                begun => return begun,
+            }
+        }
+        Err(changed(&file.name))
+    }
+
+    async fn try_begin(&mut self, file: FileEntry, added: &mut Vec<Split>) -> Result<()> {
+        self.seen.add(&file);
         match self.plan(&file) {
             Plan::Whole => {
                 let bytes = file.size;
@@ -224,12 +220,6 @@ impl Enumerator {
         }
         split(payload, &format!("#bytes {from}-{to}"), to - from)
     }
-
-    fn position(&self) -> Result<Position> {
-        serde_json::to_value(&self.seen)
-            .map(Position)
-            .map_err(|e| Error::internal("the list of files seen can't be written").caused_by(e))
-    }
 }
 
 /// A text file on the local disk while its split points are searched.
@@ -280,14 +270,10 @@ impl Cursor {
 }
 
 fn split(payload: Payload, part: &str, bytes: u64) -> Result<Split> {
-    let id = format!("{}#{}{part}", payload.file.name, fingerprint(&payload.file));
+    let id = format!("{}#{}{part}", payload.file.name, payload.file.fingerprint());
     let payload = serde_json::to_value(payload)
         .map_err(|e| Error::internal("a split can't be written").caused_by(e))?;
     let mut split = Split::new(id, payload);
     split.bytes = Some(bytes);
     Ok(split)
-}
-
-fn fingerprint(file: &FileEntry) -> String {
-    format!("{} {}", file.size, file.stamp)
 }

@@ -5,18 +5,18 @@ use std::sync::Arc;
 use arrow::array::AsArray;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use orbit_etl_core::{Context, Error, Result, SourceEvent, SplitId, StreamId};
-use serde_json::Value;
 
 use super::adapt::Adapt;
 use super::csv::{CsvRecords, read_head};
 use super::dialect::Dialect;
 use super::input::Input;
 use super::list::{self, FileEntry};
-use super::text::{Limits, Place, Text, TextPosition, TextReader};
+use super::text::{BOM, Limits, Place, Text, TextPosition, TextReader};
+use super::token::{Broken, Json, Token};
 use super::{Extra, FilesSource, Missing, Resolved};
 use crate::format::Format;
 use crate::location::Location;
-use crate::schema::{Guess, common, guess};
+use crate::schema::{Guess, common, guess, guess_number};
 
 /// Rows that are decoded at a time while guessing.
 const GUESS_ROWS: usize = 1_000;
@@ -239,7 +239,8 @@ async fn csv_kinds(
     let bare = FileEntry { partitions: Vec::new(), ..file.clone() };
     let names: Vec<_> = head.names.iter().map(|n| (n.clone(), None)).collect();
     let adapt = Adapt::new(&text, None, &names, &bare)?;
-    let records = CsvRecords::new(&source.csv, false, schema, (0..names.len()).collect())?;
+    let all: Vec<_> = (0..names.len()).collect();
+    let records = CsvRecords::new(&source.csv, false, &schema, &all, false)?;
     let at = TextPosition { row: 0, byte: head.byte, line: head.lines };
     let place = Place {
         file: bare,
@@ -281,6 +282,8 @@ async fn json_kinds(
     let mut input = Input::open(location, file, compression, 0, None).await?;
     let mut buffer = Vec::new();
     let (mut begin, mut rows, mut good, mut eof) = (0, 0, 0, false);
+    // The rest of a line that is too long is passed by.
+    let mut long = false;
     let mut columns = Vec::new();
     while rows < source.sample_rows {
         let rest = &buffer[begin..];
@@ -289,26 +292,25 @@ async fn json_kinds(
             None if eof && rest.is_empty() => break,
             None if eof => (rest, buffer.len()),
             None => {
-                if rest.len() > source.max_record {
-                    return Err(Error::schema("the first line is too long")
-                        .with("file", &file.name)
-                        .remedy("write one object a line, or raise `max_record`"));
-                }
-                buffer.drain(..begin);
+                long |= rest.len() > source.max_record;
+                buffer.drain(..if long { buffer.len() } else { begin });
                 begin = 0;
                 eof = !input.fill(&mut buffer).await?;
                 continue;
             }
         };
-        if !line.trim_ascii().is_empty() {
+        let line = if rows == 0 { line.strip_prefix(BOM).unwrap_or(line) } else { line };
+        if long || !line.trim_ascii().is_empty() {
             rows += 1;
-            if let Ok(Value::Object(object)) = serde_json::from_slice::<Value>(line) {
-                good += 1;
-                for (name, value) in object {
-                    merge_kind(&mut columns, name, json_kind(&value)?)
+            if !long && line.len() <= source.max_record {
+                let kinds = line_kinds(line).map_err(|e| e.with("file", &file.name).with("line", rows))?;
+                good += usize::from(kinds.is_some());
+                for (name, kind) in kinds.unwrap_or_default() {
+                    merge_kind(&mut columns, name, kind)
                         .map_err(|e| e.with("file", &file.name).with("line", rows))?;
                 }
             }
+            long = false;
         }
         begin = next;
     }
@@ -320,34 +322,49 @@ async fn json_kinds(
     Ok(columns)
 }
 
-fn json_kind(value: &Value) -> Result<Kind> {
-    Ok(match value {
-        Value::Null => Kind::Null,
-        Value::Bool(_) => Kind::Scalar(Guess::Bool),
+/// The keys of a line and what they hold; `None` if the line is not a JSON object.
+fn line_kinds(line: &[u8]) -> Result<Option<Vec<(String, Kind)>>> {
+    let Ok(line) = std::str::from_utf8(line) else { return Ok(None) };
+    let mut json = Json::new(line);
+    let Ok(Token::Object) = json.value() else { return Ok(None) };
+    let mut whole = json.clone();
+    if whole.skip(Token::Object).and_then(|()| whole.end()).is_err() {
+        return Ok(None);
+    }
+    match json_kind(&mut json, Token::Object)? {
+        Kind::Struct(fields) => Ok(Some(fields)),
+        _ => Ok(None),
+    }
+}
+
+/// What a value is, in JSON that was found to be whole.
+fn json_kind<'a>(json: &mut Json<'a>, token: Token<'a>) -> Result<Kind> {
+    let broken = |_: Broken| Error::internal("a line was JSON once, and then not");
+    Ok(match token {
+        Token::Null => Kind::Null,
+        Token::Boolean(_) => Kind::Scalar(Guess::Bool),
         // Texts stay texts: JSON has types of its own.
-        Value::String(_) => Kind::Scalar(Guess::Text),
-        Value::Number(number) => Kind::Scalar(match (number.as_i64(), number.as_f64()) {
-            (Some(int), _) if int.unsigned_abs() < 1_000_000_000_000_000 => Guess::Int,
-            (Some(_), _) => Guess::Long,
-            // More than 64 bits: the parser has only an approximation, the decoder will not.
-            (None, Some(float))
-                if number.is_u64() || (float.fract() == 0.0 && (1e15..1e37).contains(&float.abs())) =>
-            {
-                Guess::Big
-            }
-            _ => Guess::Float,
-        }),
-        Value::Array(items) => {
+        Token::String(_) => Kind::Scalar(Guess::Text),
+        Token::Number(text) => Kind::Scalar(guess_number(text).unwrap_or(Guess::Text)),
+        Token::List => {
             let mut item = Kind::Null;
-            for value in items {
-                item.merge(json_kind(value)?, "list item")?;
+            let mut first = true;
+            while json.item(first).map_err(broken)? {
+                first = false;
+                let value = json.value().map_err(broken)?;
+                item.merge(json_kind(json, value)?, "list item")?;
             }
             Kind::List(Box::new(item))
         }
-        Value::Object(object) => {
+        Token::Object => {
             let mut fields = Vec::new();
-            for (name, value) in object {
-                merge_kind(&mut fields, name.clone(), json_kind(value)?)?;
+            let mut scratch = String::new();
+            let mut first = true;
+            while let Some(key) = json.key(first).map_err(broken)? {
+                first = false;
+                let name = key.text(&mut scratch).to_string();
+                let value = json.value().map_err(broken)?;
+                merge_kind(&mut fields, name, json_kind(json, value)?)?;
             }
             Kind::Struct(fields)
         }

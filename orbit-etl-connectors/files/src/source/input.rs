@@ -3,16 +3,19 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, BufRead, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt as _};
+use object_store::{GetOptions, GetRange, GetResult, ObjectStore};
 use orbit_etl_core::{Error, ErrorKind, Result};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::list::FileEntry;
-use crate::error::{from_io, from_store};
+use super::list::{FileEntry, local_stamp, store_path};
+use crate::error::{from_io, from_store, says_changed};
 use crate::format::Compression;
 use crate::location::Location;
 
@@ -80,12 +83,7 @@ impl Input {
         while bytes > 0 {
             dropped.clear();
             if !self.fill(&mut dropped).await? {
-                return Err(Error::new(
-                    ErrorKind::Conflict,
-                    "the file is shorter than when it was read before",
-                )
-                .with("file", &self.name)
-                .retryable(false));
+                return Err(changed(&self.name));
             }
             let length = dropped.len() as u64;
             if length > bytes {
@@ -96,6 +94,8 @@ impl Input {
                 return Ok(());
             }
             bytes -= length;
+            // Nobody is handed anything for a long time, and others want to go on.
+            tokio::task::yield_now().await;
         }
         Ok(())
     }
@@ -104,77 +104,85 @@ impl Input {
 enum Raw {
     Local {
         file: File,
+        entry: FileEntry,
         left: u64,
     },
     Ranges(Ranges),
-    /// A web server: one answer, read as it comes.
-    Whole(futures::stream::BoxStream<'static, object_store::Result<Bytes>>),
+    /// A web server that gives no parts: one answer, read as it comes.
+    Whole {
+        body: BoxStream<'static, object_store::Result<Bytes>>,
+        skip: u64,
+        left: u64,
+    },
 }
 
 impl Raw {
     async fn open(location: &Location, file: &FileEntry, start: u64, end: u64) -> Result<Self> {
+        let left = end.saturating_sub(start);
         if location.local.is_some() {
             let mut opened = open_local(file)?;
             if start > 0 {
                 opened.seek(SeekFrom::Start(start)).map_err(|e| from_io(e, "read the file", &file.name))?;
             }
-            return Ok(Self::Local { file: opened, left: end.saturating_sub(start) });
+            return Ok(Self::Local { file: opened, entry: file.clone(), left });
         }
-        let path = Path::parse(&file.key).map_err(|e| from_store(e.into(), "read the file", &file.name))?;
-        if location.lists {
-            let options = GetOptions { if_match: file.etag(), ..GetOptions::default() };
-            return Ok(Self::Ranges(Ranges::new(Arc::clone(&location.store), path, options, start, end)));
-        }
-        let answer =
-            location.store.get(&path).await.map_err(|e| from_store(e, "read the file", &file.name))?;
-        let mut skip = start;
-        let stream = futures::StreamExt::map(answer.into_stream(), move |chunk| {
-            chunk.map(|mut bytes| {
-                let dropped = skip.min(bytes.len() as u64);
-                skip -= dropped;
-                bytes.advance(usize::try_from(dropped).unwrap_or(0));
-                bytes
-            })
-        });
-        Ok(Self::Whole(Box::pin(stream)))
+        let object = Object::new(location, file)?;
+        Ok(Self::Ranges(Ranges { object, start, next: start, end, answered: false, ahead: None }))
     }
 
     async fn fill(&mut self, into: &mut Vec<u8>, name: &str) -> Result<bool> {
-        match self {
-            Self::Local { file, left } => {
-                let wanted = LOCAL_CHUNK.min(*left);
-                into.reserve(usize::try_from(wanted).unwrap_or(0));
-                let read = file
-                    .by_ref()
-                    .take(wanted)
-                    .read_to_end(into)
-                    .map_err(|e| from_io(e, "read the file", name))? as u64;
-                if read < wanted {
-                    return Err(changed(name));
+        loop {
+            match self {
+                Self::Local { file, entry, left } => {
+                    let wanted = LOCAL_CHUNK.min(*left);
+                    into.reserve(usize::try_from(wanted).unwrap_or(0));
+                    let read =
+                        file.by_ref()
+                            .take(wanted)
+                            .read_to_end(into)
+                            .map_err(|e| from_io(e, "read the file", name))? as u64;
+                    if read < wanted {
+                        return Err(changed(name));
+                    }
+                    // What was written over while it was read is neither the old file nor the new.
+                    check_local(file, entry)?;
+                    *left -= read;
+                    return Ok(read > 0);
                 }
-                *left -= read;
-                Ok(read > 0)
-            }
-            Self::Ranges(ranges) => match ranges.next().await {
-                None => Ok(false),
-                Some(Ok(bytes)) => {
-                    into.extend_from_slice(&bytes);
-                    Ok(true)
-                }
-                Some(Err(object_store::Error::Precondition { .. })) => Err(changed(name)),
-                Some(Err(e)) => Err(from_store(e, "read the file", name)),
-            },
-            Self::Whole(stream) => loop {
-                match futures::StreamExt::next(stream).await {
+                Self::Ranges(ranges) => match ranges.next().await {
                     None => return Ok(false),
-                    Some(Ok(bytes)) if bytes.is_empty() => {}
                     Some(Ok(bytes)) => {
                         into.extend_from_slice(&bytes);
                         return Ok(true);
                     }
-                    Some(Err(e)) => return Err(from_store(e, "read the file", name)),
-                }
-            },
+                    Some(Err(object_store::Error::NotSupported { .. })) if ranges.object.is_web => {
+                        let body = ranges.object.whole().await.map_err(|e| failure(e, name))?;
+                        *self = Self::Whole { body, skip: ranges.start, left: ranges.end - ranges.start };
+                    }
+                    Some(Err(e)) => return Err(failure(e, name)),
+                },
+                Self::Whole { left: 0, .. } => return Ok(false),
+                Self::Whole { body, skip, left } => match body.next().await {
+                    None => return Err(changed(name)),
+                    Some(Err(e)) => {
+                        return Err(failure(e, name).remedy(
+                            "the server gives no parts, so all comes in one answer: \
+                             try again, raise `timeout` in `storage`, or copy the file first",
+                        ));
+                    }
+                    Some(Ok(mut bytes)) => {
+                        let dropped = (*skip).min(bytes.len() as u64);
+                        *skip -= dropped;
+                        bytes.advance(usize::try_from(dropped).unwrap_or(0));
+                        bytes.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
+                        if !bytes.is_empty() {
+                            *left -= bytes.len() as u64;
+                            into.extend_from_slice(&bytes);
+                            return Ok(true);
+                        }
+                    }
+                },
+            }
         }
     }
 }
@@ -187,41 +195,103 @@ pub(crate) fn changed(name: &str) -> Error {
         .retryable(false)
 }
 
+/// Whether an error is [`changed`].
+pub(crate) fn is_changed(error: &Error) -> bool {
+    error.message() == changed("").message()
+}
+
+/// A store's error while one of its objects is read.
+pub(crate) fn failure(error: object_store::Error, name: &str) -> Error {
+    if says_changed(&error) { changed(name) } else { from_store(error, "read the file", name) }
+}
+
 /// Opens a local file if it is still the one that was listed.
 pub(crate) fn open_local(file: &FileEntry) -> Result<File> {
     let opened = File::open(&file.key).map_err(|e| from_io(e, "open the file", &file.name))?;
-    let metadata = opened.metadata().map_err(|e| from_io(e, "open the file", &file.name))?;
-    if super::list::local_stamp(&metadata) != file.stamp || metadata.len() != file.size {
+    check_local(&opened, file)?;
+    Ok(opened)
+}
+
+/// Fails if an open file is not the one that was listed any more.
+pub(crate) fn check_local(opened: &File, file: &FileEntry) -> Result<()> {
+    let metadata = opened.metadata().map_err(|e| from_io(e, "read the file", &file.name))?;
+    if local_stamp(&metadata) != file.stamp || metadata.len() != file.size {
         return Err(changed(&file.name));
     }
-    Ok(opened)
+    Ok(())
+}
+
+/// One object of a store, in the version that was listed.
+#[derive(Debug, Clone)]
+pub(crate) struct Object {
+    store: Arc<dyn ObjectStore>,
+    path: Path,
+    entry: Arc<FileEntry>,
+    /// Of a web server, which may not know of ranges.
+    is_web: bool,
+}
+
+impl Object {
+    pub(crate) fn new(location: &Location, file: &FileEntry) -> Result<Self> {
+        Ok(Self {
+            store: Arc::clone(&location.store),
+            path: store_path(file)?,
+            entry: Arc::new(file.clone()),
+            is_web: !location.lists,
+        })
+    }
+
+    /// A part of it. `Precondition` if it is another version by now.
+    pub(crate) async fn range(&self, range: Range<u64>) -> object_store::Result<Bytes> {
+        self.get(Some(GetRange::Bounded(range))).await?.bytes().await
+    }
+
+    async fn whole(&self) -> object_store::Result<BoxStream<'static, object_store::Result<Bytes>>> {
+        Ok(self.get(None).await?.into_stream())
+    }
+
+    async fn get(&self, range: Option<GetRange>) -> object_store::Result<GetResult> {
+        let options = GetOptions { if_match: self.entry.etag(), range, ..GetOptions::default() };
+        let answer = self.store.get_opts(&self.path, options).await?;
+        // Not every server heeds the condition, or has tags.
+        if !self.entry.is_version(&answer.meta) {
+            return Err(object_store::Error::Precondition {
+                path: self.path.to_string(),
+                source: "the object is another version".into(),
+            });
+        }
+        Ok(answer)
+    }
 }
 
 /// Ranges of one object, the next one fetched while the last is worked on.
 struct Ranges {
-    store: Arc<dyn ObjectStore>,
-    path: Path,
-    options: GetOptions,
+    object: Object,
+    /// The first byte that hasn't been handed out.
+    start: u64,
+    /// The first one that hasn't been asked for.
     next: u64,
     end: u64,
+    answered: bool,
     ahead: Option<AbortOnDropHandle<object_store::Result<Bytes>>>,
 }
 
 impl Ranges {
-    fn new(store: Arc<dyn ObjectStore>, path: Path, options: GetOptions, start: u64, end: u64) -> Self {
-        Self { store, path, options, next: start, end, ahead: None }
-    }
-
     async fn next(&mut self) -> Option<object_store::Result<Bytes>> {
         let current = match self.ahead.take() {
             Some(task) => task,
             None => self.fetch()?,
         };
-        self.ahead = self.fetch();
-        Some(match current.await {
+        // The first answer shows whether there are ranges at all.
+        if self.answered || !self.object.is_web {
+            self.ahead = self.fetch();
+        }
+        let answer = match current.await {
             Ok(answer) => answer,
             Err(source) => Err(object_store::Error::JoinError { source }),
-        })
+        };
+        self.answered = true;
+        Some(answer.inspect(|bytes| self.start += bytes.len() as u64))
     }
 
     fn fetch(&mut self) -> Option<AbortOnDropHandle<object_store::Result<Bytes>>> {
@@ -230,11 +300,8 @@ impl Ranges {
         }
         let range = self.next..(self.next + REMOTE_CHUNK).min(self.end);
         self.next = range.end;
-        let (store, path) = (Arc::clone(&self.store), self.path.clone());
-        let options = GetOptions { range: Some(GetRange::Bounded(range)), ..self.options.clone() };
-        Some(AbortOnDropHandle::new(tokio::spawn(async move {
-            store.get_opts(&path, options).await?.bytes().await
-        })))
+        let object = self.object.clone();
+        Some(AbortOnDropHandle::new(tokio::spawn(async move { object.range(range).await })))
     }
 }
 
@@ -344,6 +411,7 @@ mod tests {
     use super::*;
     use crate::format::Format;
     use crate::source::list::list;
+    use object_store::ObjectStoreExt as _;
 
     async fn rest(mut input: Input) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -379,5 +447,30 @@ mod tests {
         let error = input.fill(&mut Vec::new()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
         assert!(!error.is_retryable());
+    }
+
+    #[tokio::test]
+    async fn a_long_skip_lets_others_go_on() {
+        const LENGTH: usize = 64 << 20;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.csv.zst");
+        std::fs::write(&path, zstd::encode_all(vec![b'x'; LENGTH].as_slice(), 1).unwrap()).unwrap();
+        let location = Location::parse(path.to_str().unwrap(), &Default::default()).unwrap();
+        let file = list(&location, Some(Format::Csv), false).await.unwrap().remove(0);
+
+        let turns = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let counter = Arc::clone(&turns);
+        let other = tokio::spawn(async move {
+            loop {
+                counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                tokio::task::yield_now().await;
+            }
+        });
+        let from = LENGTH as u64 - 5;
+        let input = Input::open(&location, &file, Compression::Zstd, from, None).await.unwrap();
+        let turns = turns.load(std::sync::atomic::Ordering::Relaxed);
+        other.abort();
+        assert!(turns > 30, "others had {turns} turns");
+        assert_eq!(rest(input).await, b"xxxxx");
     }
 }

@@ -1,108 +1,168 @@
-//! JSON lines, decoded by arrow.
+//! JSON lines: one object a line, each value exactly what its column holds, or a reject.
 
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
-use arrow::datatypes::{Schema, SchemaRef};
+use arrow::array::{RecordBatch, RecordBatchOptions};
+use arrow::datatypes::{Field, SchemaRef};
 use arrow::error::ArrowError;
-use arrow::json::ReaderBuilder;
-use arrow::json::reader::Decoder;
-use memchr::{memchr, memchr_iter};
+use memchr::memchr;
 use orbit_etl_core::{Error, Result};
 
-use super::dialect::Cut;
-use super::text::Records;
+use super::dialect::Cutter;
+use super::node::{Findings, Node};
+use super::number::Rules;
+use super::text::{BATCH_BYTES, Bad, Records, Taken, Want};
+use super::token::{Broken, Json, Token};
 
 /// JSON records with these columns; others are skipped, or refused.
 pub(crate) struct JsonRecords {
     schema: SchemaRef,
-    strict: bool,
-    decoder: Decoder,
-    rows: usize,
+    root: Node,
+    found: Findings,
+    /// Lines with something on them, as offsets of the first byte and the one behind the last.
+    lines: Vec<(usize, usize)>,
+    /// Lines that are too long; the first number counts the lines before.
+    long: Vec<Bad>,
+    next: usize,
 }
 
 impl JsonRecords {
-    pub(crate) fn new(schema: SchemaRef, strict: bool) -> Result<Self> {
-        let decoder = decoder(&schema, strict, 1)?;
-        Ok(Self { schema, strict, decoder, rows: 1 })
-    }
-}
-
-fn decoder(schema: &SchemaRef, strict: bool, rows: usize) -> Result<Decoder> {
-    ReaderBuilder::new(Arc::clone(schema))
-        .with_batch_size(rows)
-        .with_strict_mode(strict)
-        .with_coerce_primitive(true)
-        .build_decoder()
-        .map_err(|e| {
-            Error::schema("JSON can't be read into this schema")
+    /// `inferred`: nobody gave the columns, they were found in a sample.
+    pub(crate) fn new(schema: SchemaRef, strict: bool, inferred: bool) -> Result<Self> {
+        let rules = Rules { inferred, json: true };
+        let root = Node::root(schema.fields(), rules).map_err(|kind| {
+            let within = |f: &&Arc<Field>| Node::new("", f, rules).is_err();
+            let column = schema.fields().iter().find(within).map_or("", |f| f.name());
+            Error::schema("JSON can't be read into this column's type")
+                .with("column", column)
+                .with("type", kind)
                 .remedy("use another type in `columns`")
-                .caused_by(e)
-        })
+        })?;
+        let found = Findings::new(rules, strict);
+        Ok(Self { schema, root, found, lines: Vec::new(), long: Vec::new(), next: 0 })
+    }
+
+    /// Adds one line to the columns; what is wrong with it, if something is.
+    fn read(&mut self, line: &str) -> Option<String> {
+        self.found.wrong.clear();
+        let mut json = Json::new(line);
+        let read = json.value().and_then(|token| match token {
+            Token::Object => {
+                self.root.read(&mut json, token, &mut self.found)?;
+                json.end().map(|()| true)
+            }
+            _ => json.skip(token).and_then(|()| json.end()).map(|()| false),
+        });
+        match read {
+            Err(Broken) => {
+                Some(format!("the line is not valid JSON from character {} on", place(line, &json)))
+            }
+            Ok(false) => Some("the line is not a JSON object".into()),
+            Ok(true) if self.found.wrong.is_empty() => None,
+            Ok(true) => Some(self.found.wrong.join(", ")),
+        }
+    }
+
+    fn batch(&mut self, rows: usize) -> Result<RecordBatch, ArrowError> {
+        let columns = self.root.finish_columns()?;
+        let options = RecordBatchOptions::new().with_row_count(Some(rows));
+        RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options)
+    }
 }
 
 impl Records for JsonRecords {
-    fn begin(&mut self, rows: usize) -> Result<()> {
-        self.rows = rows;
-        self.decoder = decoder(&self.schema, self.strict, rows)?;
-        Ok(())
-    }
-
-    fn decode(&mut self, bytes: &[u8]) -> Result<usize, ArrowError> {
-        self.decoder.decode(bytes)
-    }
-
-    fn full(&self) -> bool {
-        self.decoder.len() >= self.rows
-    }
-
-    fn end(&mut self) -> Result<(), ArrowError> {
-        if self.decoder.has_partial_record() {
-            return Err(ArrowError::JsonError("cut short".into()));
+    fn scan(&mut self, text: &[u8], want: &Want) -> bool {
+        loop {
+            let records = self.lines.len() + self.long.len();
+            if records >= want.rows || (records > 0 && self.next >= BATCH_BYTES) {
+                return true;
+            }
+            let rest = &text[self.next..];
+            let blank = rest.iter().position(|b| !b.is_ascii_whitespace());
+            self.next += blank.unwrap_or(rest.len());
+            let rest = &text[self.next..];
+            let end = match memchr(b'\n', rest) {
+                Some(end) => end,
+                None if want.eof && !rest.is_empty() => rest.len(),
+                None => return want.eof,
+            };
+            let line = (self.next, self.next + rest[..end].trim_ascii_end().len());
+            if end > want.max_record {
+                let bad = Bad { before: records, start: line.0, end: line.1, message: want.too_long() };
+                self.long.push(bad);
+            } else {
+                self.lines.push(line);
+            }
+            self.next = (self.next + end + 1).min(text.len());
         }
-        Ok(())
     }
 
-    fn flush(&mut self) -> Result<Option<RecordBatch>, ArrowError> {
-        self.decoder.flush()
+    fn found(&self) -> (usize, usize) {
+        (self.lines.len() + self.long.len(), self.next)
     }
 
-    fn cut(&self, bytes: &[u8], at: usize, eof: bool) -> Option<Cut> {
-        let start = at + bytes[at..].iter().position(|b| !b.is_ascii_whitespace())?;
-        let (end, next) = match memchr(b'\n', &bytes[start..]) {
-            Some(n) => (start + n, start + n + 1),
-            None if eof => (bytes.len(), bytes.len()),
-            None => return None,
+    fn take(&mut self, text: &[u8]) -> Result<Taken> {
+        let (records, end) = self.found();
+        self.next = 0;
+        let mut bad = std::mem::take(&mut self.long);
+        let long: Vec<usize> = bad.iter().map(|b| b.start).collect();
+        let lines = std::mem::take(&mut self.lines);
+        let whole = std::str::from_utf8(&text[..end]).ok();
+        let line = |(start, end): (usize, usize)| match whole {
+            Some(text) => text.get(start..end),
+            None => std::str::from_utf8(&text[start..end]).ok(),
         };
-        let end = start + bytes[start..end].trim_ascii_end().len();
-        Some(Cut { start, end, next, closed: true, fields: 0 })
-    }
-
-    /// The decoder doesn't care for lines: an object may span several, or two may share one.
-    fn agrees(&self, bytes: &[u8], rows: usize, _eof: bool) -> bool {
-        memchr_iter(b'\n', bytes.trim_ascii()).count() + 1 == rows
-    }
-
-    fn reason(&mut self, record: &[u8], _cut: &Cut) -> String {
-        let value = match serde_json::from_slice::<serde_json::Value>(record) {
-            Ok(value) => value,
-            Err(e) => return format!("the line is not valid JSON from character {} on", e.column()),
-        };
-        if !value.is_object() {
-            return "the line is not a JSON object".into();
-        }
-        let mut columns = Vec::new();
-        for field in self.schema.fields() {
-            let one = Arc::new(Schema::new(vec![Arc::clone(field)]));
-            let Ok(mut decoder) = decoder(&one, false, 1) else { continue };
-            let read = decoder.decode(record).and_then(|_| decoder.flush());
-            if !matches!(read, Ok(Some(_))) {
-                columns.push(format!("column `{}` is not a valid {}", field.name(), field.data_type()));
+        let mut good = Vec::with_capacity(lines.len());
+        for (at, &(start, end)) in lines.iter().enumerate() {
+            let wrong = match line((start, end)) {
+                Some(line) => self.read(line),
+                None => Some("the line is not UTF-8".into()),
+            };
+            match wrong {
+                None => good.push((start, end)),
+                Some(message) => {
+                    let before = at + long.partition_point(|s| *s < start);
+                    bad.push(Bad { before, start, end, message });
+                }
             }
         }
-        if columns.is_empty() && self.strict {
-            return "the object has a key that is not in the schema".into();
+        if good.len() < lines.len() {
+            // A rejected line has left its traces in the columns; the others are read once more.
+            self.root = Node::root(self.schema.fields(), self.found.rules)
+                .map_err(|_| Error::internal("a column can't be made twice"))?;
+            for line in good.iter().filter_map(|at| line(*at)) {
+                self.read(line);
+            }
         }
-        if columns.is_empty() { "the line can't be read".into() } else { columns.join(", ") }
+        bad.sort_by_key(|b| b.start);
+        let batch = match good.len() {
+            0 => None,
+            rows => Some(self.batch(rows).map_err(|e| {
+                Error::data("the records can't be made a batch")
+                    .remedy("read fewer rows at a time")
+                    .caused_by(e)
+            })?),
+        };
+        self.lines = lines;
+        self.lines.clear();
+        Ok(Taken { batch, records, end, bad })
+    }
+
+    fn clear(&mut self) {
+        self.lines.clear();
+        self.long.clear();
+        self.next = 0;
+    }
+
+    fn cutter(&self) -> Cutter {
+        Cutter::new(None)
+    }
+}
+
+/// The character at which a line stops being JSON, counted in bytes from one.
+fn place(line: &str, json: &Json<'_>) -> usize {
+    match serde_json::from_str::<serde::de::IgnoredAny>(line) {
+        Err(e) => e.column(),
+        Ok(_) => json.at() + 1,
     }
 }

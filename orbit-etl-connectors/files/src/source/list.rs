@@ -6,7 +6,7 @@ use std::path::{Path as FsPath, PathBuf};
 
 use futures::TryStreamExt as _;
 use object_store::path::Path;
-use object_store::{ObjectMeta, ObjectStoreExt as _};
+use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStoreExt as _};
 use orbit_etl_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,11 @@ use crate::location::Location;
 const MAX_DEPTH: usize = 64;
 /// What stands in a path for a NULL in a partition column.
 const HIVE_NULL: &str = "__HIVE_DEFAULT_PARTITION__";
+
+/// What a stamp begins with that holds an ETag.
+const ETAG: &str = "etag ";
+/// What an ETag begins with that stands for versions which are merely as good as one another.
+const WEAK: &str = "W/";
 
 /// One file as it was listed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,14 +40,34 @@ pub(crate) struct FileEntry {
 }
 
 impl FileEntry {
-    /// The ETag, if that is what the stamp holds.
+    /// Which version of the file this is.
+    pub(crate) fn fingerprint(&self) -> String {
+        format!("{} {}", self.size, self.stamp)
+    }
+
+    /// The ETag to ask for, if that is what the stamp holds. A weak one never matches.
     pub(crate) fn etag(&self) -> Option<String> {
-        self.stamp.strip_prefix("etag ").map(str::to_string)
+        let tag = self.stamp.strip_prefix(ETAG)?;
+        (!tag.starts_with(WEAK)).then(|| tag.to_string())
+    }
+
+    /// Whether an answer of the store is about what was listed, as far as it says so.
+    pub(crate) fn is_version(&self, meta: &ObjectMeta) -> bool {
+        // Some stores quote tags in answers, but not in listings.
+        let plain = |tag: &str| tag.strip_prefix(WEAK).unwrap_or(tag).trim_matches('"').to_owned();
+        let same = match (self.stamp.strip_prefix(ETAG), &meta.e_tag) {
+            (Some(known), Some(found)) => plain(known) == plain(found),
+            (Some(_), None) => true,
+            // Listings have fractions of a second, headers don't.
+            (None, _) => chrono::DateTime::parse_from_rfc3339(&self.stamp)
+                .is_ok_and(|known| known.timestamp() == meta.last_modified.timestamp()),
+        };
+        same && meta.size == self.size
     }
 
     fn remote(location: &Location, meta: ObjectMeta, hive: bool) -> Self {
         let stamp = match &meta.e_tag {
-            Some(tag) => format!("etag {tag}"),
+            Some(tag) => format!("{ETAG}{tag}"),
             None => meta.last_modified.to_rfc3339(),
         };
         let below = meta.location.as_ref().strip_prefix(location.prefix.as_ref()).unwrap_or_default();
@@ -93,6 +118,34 @@ pub(crate) async fn list(location: &Location, format: Option<Format>, hive: bool
             .remedy("read them as two sources, or set `partitions: false`"));
     }
     Ok(files)
+}
+
+/// The same file as it is now.
+pub(crate) async fn again(location: &Location, file: &FileEntry) -> Result<FileEntry> {
+    let (size, stamp) = match &location.local {
+        Some(_) => {
+            let metadata = fs::metadata(&file.key).map_err(|e| from_io(e, "find the file", &file.name))?;
+            (metadata.len(), local_stamp(&metadata))
+        }
+        None => {
+            let found = head(location, &store_path(file)?).await;
+            let meta = found.map_err(|e| from_store(e, "find the file", &file.name))?;
+            let now = FileEntry::remote(location, meta, false);
+            (now.size, now.stamp)
+        }
+    };
+    Ok(FileEntry { size, stamp, ..file.clone() })
+}
+
+/// What a store says of an object.
+async fn head(location: &Location, path: &Path) -> object_store::Result<ObjectMeta> {
+    let refused = match location.store.head(path).await {
+        Err(refused) if !location.lists => refused,
+        answer => return answer,
+    };
+    // Some web servers, and all links signed for reading, allow nothing but reading.
+    let first = GetOptions { range: Some(GetRange::Bounded(0..1)), ..GetOptions::default() };
+    location.store.get_opts(path, first).await.map(|answer| answer.meta).map_err(|_| refused)
 }
 
 /// Size and time of change of a local file.
@@ -173,7 +226,7 @@ fn local_entry(base: &FsPath, path: &FsPath, metadata: &fs::Metadata, hive: bool
 async fn remote(location: &Location, format: Option<Format>, hive: bool) -> Result<Vec<FileEntry>> {
     let store = &location.store;
     if location.pattern.is_none() && !location.directory {
-        match store.head(&location.prefix).await {
+        match head(location, &location.prefix).await {
             Ok(meta) => return Ok(vec![FileEntry::remote(location, meta, false)]),
             Err(object_store::Error::NotFound { .. }) if location.lists => {}
             Err(e) => return Err(from_store(e, "find the file", location)),

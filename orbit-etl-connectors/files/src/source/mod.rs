@@ -2,6 +2,8 @@
 
 mod adapt;
 mod avro;
+mod chunks;
+mod column;
 mod csv;
 mod dialect;
 mod enumerate;
@@ -10,10 +12,16 @@ mod input;
 mod ipc;
 mod json;
 mod list;
+pub(crate) mod moment;
+mod node;
+pub(crate) mod number;
 mod open;
 mod parquet;
 mod prune;
+mod record;
+mod seen;
 mod text;
+mod token;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,6 +47,9 @@ use crate::schema::Columns;
 /// Runs whose schemas one source remembers at a time.
 const REMEMBERED_RUNS: usize = 8;
 
+/// How often the schema is looked for anew in files that change meanwhile.
+const MOST_TRIES: usize = 3;
+
 /// Reads files of one format as one bounded stream.
 ///
 /// The path is a file, a directory (searched to any depth; only files with the format's ending)
@@ -53,8 +64,12 @@ const REMEMBERED_RUNS: usize = 8;
 ///   others. Their type is that of `columns`, or else found from all values.
 /// * **Rejects.** A malformed CSV line, JSON record or Avro block becomes one reject with file,
 ///   byte offset and line, and the reading goes on behind it. Columns that nobody asked for are
-///   not looked at.
-/// * **Position.** Exact: records passed in the split, for text also byte and line.
+///   not looked at. In parts of a local file that begin beyond its first gigabyte, lines are counted
+///   from the part's start, and the place says so.
+/// * **Position.** Exact: records passed in the split, for text also byte and line. Which files were
+///   told of is kept as 20 bytes of hashes per file, for good.
+/// * **Memory.** A split holds a few megabytes; of a Parquet file the wanted columns of one row group,
+///   which are reserved in the pipeline's memory pool: where they don't fit, the run stops.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FilesSource {
@@ -140,10 +155,15 @@ pub enum Extra {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Changed {
-    /// The run stops.
+    /// The run stops with [`ErrorKind::Conflict`](orbit_etl_core::ErrorKind::Conflict), naming the
+    /// file.
     #[default]
     Error,
-    /// The whole file is read as a new one, so rows that were read from it before come again.
+    /// The reading of the old version ends where the change is noticed, and the whole file is read as a
+    /// new one when the files are listed the next time: by the next run, or by this one if it
+    /// restarts. Rows of the old version that have gone out until then stay, those of unchanged
+    /// places come a second time, and the rest of the old version never comes. So this is
+    /// for targets that keep one row per key, or for files that are only replaced by better ones.
     Reload,
 }
 
@@ -241,7 +261,9 @@ impl FilesSource {
     }
 
     /// An option of the object store: `region`, `endpoint`, `access_key_id` …; the others are
-    /// taken from the environment.
+    /// taken from the environment. For every store, `max_retries` (6) says how often a request is sent
+    /// again after a failure of the network or the server, and `retry_timeout` (30) for how many
+    /// seconds.
     #[must_use]
     pub fn storage(mut self, key: impl Into<String>, value: impl Into<SecretString>) -> Self {
         self.storage.insert(key.into(), value.into());
@@ -299,7 +321,13 @@ impl FilesSource {
         self
     }
 
-    /// The longest text record that is taken, in bytes; 64 MiB unless given.
+    /// The longest text record that is taken, in bytes; 64 MiB unless given, and never more than
+    /// 1 GiB. (Of a header: the most that is read to find its end, by the megabyte.)
+    ///
+    /// A longer one is malformed: one reject, with its first 64 KiB (or `max_record` bytes, if that is
+    /// less), however long it is. Reading goes on where the record ends: at the line feed for JSON, for
+    /// CSV at the line break outside of its quotes, counted from the start of the file. A quote that
+    /// is never closed thus takes the rest of the split into that one reject.
     #[must_use]
     pub fn max_record(mut self, bytes: usize) -> Self {
         self.max_record = bytes;
@@ -339,9 +367,17 @@ impl FilesSource {
         if let Some(known) = self.runs.get(cx.run_id()) {
             return Ok(known);
         }
-        let resolved = Arc::new(infer::resolve(self, cx).await?);
-        self.runs.put(cx.run_id(), Arc::clone(&resolved));
-        Ok(resolved)
+        let mut tries = 0;
+        let resolved = loop {
+            match infer::resolve(self, cx).await {
+                // It is listed anew.
+                Err(e) if self.changed == Changed::Reload && input::is_changed(&e) && tries < MOST_TRIES => {
+                    tries += 1;
+                }
+                resolved => break Arc::new(resolved?),
+            }
+        };
+        Ok(self.runs.keep(cx.run_id(), resolved))
     }
 }
 
@@ -472,12 +508,17 @@ impl Runs {
         runs.iter().find(|(id, _)| id == run).map(|(_, resolved)| Arc::clone(resolved))
     }
 
-    fn put(&self, run: &str, resolved: Arc<Resolved>) {
+    /// Keeps it, unless another call was faster: then that one's holds for both.
+    fn keep(&self, run: &str, resolved: Arc<Resolved>) -> Arc<Resolved> {
         let mut runs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, first)) = runs.iter().find(|(id, _)| id == run) {
+            return Arc::clone(first);
+        }
         if runs.len() == REMEMBERED_RUNS {
             runs.pop_front();
         }
-        runs.push_back((run.to_string(), resolved));
+        runs.push_back((run.to_string(), Arc::clone(&resolved)));
+        resolved
     }
 
     fn forget(&self, run: &str) {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::adapt::Adapt;
 use super::csv::{CsvRecords, read_head};
 use super::infer::csv_names;
-use super::input::{Input, changed};
+use super::input::{Input, is_changed};
 use super::json::JsonRecords;
 use super::list::FileEntry;
 use super::text::{Limits, Place, Records, Text, TextPosition, TextReader};
@@ -37,6 +37,7 @@ pub(crate) struct Payload {
 /// A split that is being opened.
 pub(crate) struct Opening<'a> {
     pub(crate) source: &'a FilesSource,
+    pub(crate) cx: &'a Context,
     pub(crate) resolved: &'a Resolved,
     pub(crate) location: Location,
     pub(crate) payload: Payload,
@@ -81,6 +82,7 @@ pub(crate) async fn open(
     let name = payload.file.name.clone();
     let opening = Opening {
         source,
+        cx,
         resolved,
         location: source.location()?,
         payload,
@@ -96,12 +98,26 @@ pub(crate) async fn open(
         Format::Arrow => ipc::open(&opening).await,
     };
     match opened {
+        Ok(events) if source.changed == Changed::Reload => Ok(until_changed(events)),
         // The whole file comes again under another stamp.
         Err(e) if source.changed == Changed::Reload && is_changed(&e) => {
             Ok(stream::iter([Ok(SourceEvent::Finished)]).boxed())
         }
         opened => opened.map_err(|e| e.with("file", name)),
     }
+}
+
+/// The events up to where the file turns out to be another one: that one is a split of its own as
+/// soon as the files are listed again.
+fn until_changed(events: BoxStream<'static, Result<SourceEvent>>) -> BoxStream<'static, Result<SourceEvent>> {
+    stream::unfold(Some(events), |events| async move {
+        let mut events = events?;
+        match events.next().await? {
+            Err(e) if is_changed(&e) => Some((Ok(SourceEvent::Finished), None)),
+            event => Some((event, Some(events))),
+        }
+    })
+    .boxed()
 }
 
 /// The columns of a file that describes itself.
@@ -117,10 +133,6 @@ pub(crate) async fn file_schema(
         Format::Arrow => ipc::schema(location, file).await,
         Format::Csv | Format::Json => Err(Error::internal("text has no schema of its own")),
     }
-}
-
-fn is_changed(error: &Error) -> bool {
-    error.message() == changed("").message()
 }
 
 async fn csv(opening: &Opening<'_>) -> Result<BoxStream<'static, Result<SourceEvent>>> {
@@ -163,7 +175,8 @@ async fn csv(opening: &Opening<'_>) -> Result<BoxStream<'static, Result<SourceEv
         })
         .collect();
     let schema = Arc::new(Schema::new(fields));
-    let records = CsvRecords::new(&source.csv, source.keep_empty, schema, adapt.read.clone())?;
+    let inferred = source.columns.is_none();
+    let records = CsvRecords::new(&source.csv, source.keep_empty, &schema, &adapt.read, inferred)?;
     text_events(opening, records, adapt, text)
 }
 
@@ -181,7 +194,7 @@ async fn json(opening: &Opening<'_>) -> Result<BoxStream<'static, Result<SourceE
     let strict = resolved.extra == Extra::Error;
     let adapt = if strict { adapt.reading_all(&columns, file) } else { adapt };
     let fields: Vec<_> = adapt.read.iter().map(|i| Arc::clone(&resolved.schema.fields()[*i])).collect();
-    let records = JsonRecords::new(Arc::new(Schema::new(fields)), strict)?;
+    let records = JsonRecords::new(Arc::new(Schema::new(fields)), strict, source.columns.is_none())?;
     text_events(opening, records, adapt, Text { input, buffer: Vec::new(), at })
 }
 

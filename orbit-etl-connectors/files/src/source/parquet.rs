@@ -1,42 +1,31 @@
 //! Parquet: row groups, pruning by statistics, positions by physical rows.
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{Read as _, Seek as _, SeekFrom};
 use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{Array as _, ArrayRef, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use bytes::Bytes;
 use datafusion_common::ScalarValue;
 use datafusion_expr::Expr;
-use futures::future::BoxFuture;
+use futures::StreamExt as _;
 use futures::stream::{self, BoxStream};
-use futures::{FutureExt as _, StreamExt as _};
-use object_store::path::Path;
-use object_store::{GetOptions, GetRange, ObjectStore};
 use orbit_etl_core::{Error, ErrorKind, Position, Result, SourceEvent, StreamId};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::statistics::StatisticsConverter;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, RowSelection, RowSelector};
-use parquet::arrow::async_reader::{
-    AsyncFileReader, ParquetRecordBatchStream, ParquetRecordBatchStreamBuilder,
-};
+use parquet::arrow::async_reader::{ParquetRecordBatchStream, ParquetRecordBatchStreamBuilder};
 use parquet::errors::ParquetError;
-use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader};
+use parquet::file::metadata::PageIndexPolicy;
 use serde::{Deserialize, Serialize};
 
 use super::adapt::Adapt;
-use super::input::{changed, open_local};
-use super::list::{FileEntry, store_path};
+use super::chunks::{Chunks, broken};
+use super::input::changed;
+use super::list::FileEntry;
 use super::open::{Opening, finished};
 use super::prune::{Bounds, Known, columns, may_match};
-use crate::error::{from_io, from_store};
 use crate::location::Location;
-
-/// Gaps up to this size are read along when ranges of an object are fetched.
-const COALESCE: u64 = 1 << 20;
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct RowPosition {
@@ -46,7 +35,7 @@ struct RowPosition {
 
 /// The columns of a file. Texts and bytes come as views, which is how Parquet decodes fastest.
 pub(crate) async fn schema(location: &Location, file: &FileEntry) -> Result<SchemaRef> {
-    let mut reader = Reader::open(location, file)?;
+    let mut reader = Chunks::open(location, file)?;
     let metadata = metadata(&mut reader, file, false).await?;
     let fields: Vec<_> = metadata
         .schema()
@@ -71,7 +60,7 @@ pub(crate) async fn parts(
     file: &FileEntry,
     size: u64,
 ) -> Result<Vec<(usize, usize, u64)>> {
-    let mut reader = Reader::open(location, file)?;
+    let mut reader = Chunks::open(location, file)?;
     let metadata = metadata(&mut reader, file, false).await?;
     let groups = metadata.metadata().row_groups();
     let mut parts = Vec::new();
@@ -89,7 +78,7 @@ pub(crate) async fn parts(
 /// Opens the row groups of a split.
 pub(crate) async fn open(opening: &Opening<'_>) -> Result<BoxStream<'static, Result<SourceEvent>>> {
     let file = &opening.payload.file;
-    let mut reader = Reader::open(&opening.location, file)?;
+    let mut reader = Chunks::open(&opening.location, file)?.reserving(opening.cx);
     let metadata = metadata(&mut reader, file, !opening.scan.filters.is_empty()).await?;
     let metadata = with_stream_types(&metadata, &opening.resolved.schema, file)?;
     let found: Vec<_> = metadata
@@ -138,7 +127,7 @@ pub(crate) async fn open(opening: &Opening<'_>) -> Result<BoxStream<'static, Res
 
 /// The rows of a split while they are read.
 struct Rows {
-    batches: ParquetRecordBatchStream<Reader>,
+    batches: ParquetRecordBatchStream<Chunks>,
     adapt: Adapt,
     /// All physical rows of the split, in runs that are read or skipped.
     steps: VecDeque<RowSelector>,
@@ -381,7 +370,7 @@ fn with_stream_types(
     ArrowReaderMetadata::try_new(Arc::clone(metadata.metadata()), options).map_err(|e| failure(e, &file.name))
 }
 
-async fn metadata(reader: &mut Reader, file: &FileEntry, index: bool) -> Result<ArrowReaderMetadata> {
+async fn metadata(reader: &mut Chunks, file: &FileEntry, index: bool) -> Result<ArrowReaderMetadata> {
     let policy = if index { PageIndexPolicy::Optional } else { PageIndexPolicy::Skip };
     let options = ArrowReaderOptions::new().with_page_index_policy(policy);
     ArrowReaderMetadata::load_async(reader, options).await.map_err(|e| failure(e, &file.name))
@@ -389,106 +378,15 @@ async fn metadata(reader: &mut Reader, file: &FileEntry, index: bool) -> Result<
 
 /// Parquet's error in Orbit's words.
 fn failure(error: ParquetError, name: &str) -> Error {
-    let broken = || {
-        Error::data("the file is not Parquet, or broken, or cut short")
-            .with("file", name)
-            .remedy("write it again, or leave it out by a glob")
-    };
     match error {
-        ParquetError::External(cause) => match cause.downcast::<std::io::Error>() {
-            Ok(io) if io.kind() == std::io::ErrorKind::UnexpectedEof => broken().caused_by(io),
-            Ok(io) => from_io(*io, "read the file", name),
-            Err(cause) => match cause.downcast::<object_store::Error>() {
-                Ok(store) if matches!(*store, object_store::Error::Precondition { .. }) => changed(name),
-                Ok(store) => from_store(*store, "read the file", name),
-                Err(cause) => Error::new(ErrorKind::Unavailable, "can't read the file")
-                    .with("file", name)
-                    .caused_by(cause),
-            },
+        ParquetError::External(cause) => match cause.downcast::<Error>() {
+            Ok(own) => *own,
+            Err(cause) => {
+                Error::new(ErrorKind::Unavailable, "can't read the file").with("file", name).caused_by(cause)
+            }
         },
         ParquetError::NYI(what) => Error::unsupported(format!("Parquet: {what}")).with("file", name),
         // Values don't stand in these texts: they speak of structure.
-        other => broken().caused_by(other),
-    }
-}
-
-/// One file, by ranges.
-enum Reader {
-    Local { file: File, size: u64 },
-    Remote { store: Arc<dyn ObjectStore>, path: Path, options: GetOptions, size: u64 },
-}
-
-impl Reader {
-    fn open(location: &Location, file: &FileEntry) -> Result<Self> {
-        if location.local.is_some() {
-            return Ok(Self::Local { file: open_local(file)?, size: file.size });
-        }
-        Ok(Self::Remote {
-            store: Arc::clone(&location.store),
-            path: store_path(file)?,
-            options: GetOptions { if_match: file.etag(), ..GetOptions::default() },
-            size: file.size,
-        })
-    }
-
-    fn size(&self) -> u64 {
-        match self {
-            Self::Local { size, .. } | Self::Remote { size, .. } => *size,
-        }
-    }
-
-    async fn ranges(&mut self, ranges: Vec<Range<u64>>) -> Result<Vec<Bytes>, ParquetError> {
-        match self {
-            Self::Local { file, .. } => ranges
-                .into_iter()
-                .map(|range| read_range(file, range).map_err(|e| ParquetError::External(Box::new(e))))
-                .collect(),
-            Self::Remote { store, path, options, .. } => {
-                let fetch = |range: Range<u64>| {
-                    let options = GetOptions { range: Some(GetRange::Bounded(range)), ..options.clone() };
-                    let (store, path) = (Arc::clone(store), path.clone());
-                    async move { store.get_opts(&path, options).await?.bytes().await }
-                };
-                object_store::coalesce_ranges(&ranges, fetch, COALESCE)
-                    .await
-                    .map_err(|e: object_store::Error| ParquetError::External(Box::new(e)))
-            }
-        }
-    }
-}
-
-fn read_range(file: &mut File, range: Range<u64>) -> std::io::Result<Bytes> {
-    let length = range.end.saturating_sub(range.start);
-    file.seek(SeekFrom::Start(range.start))?;
-    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
-    file.take(length).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 != length {
-        return Err(std::io::ErrorKind::UnexpectedEof.into());
-    }
-    Ok(bytes.into())
-}
-
-impl AsyncFileReader for Reader {
-    fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, ParquetError>> {
-        async move { Ok(self.ranges(vec![range]).await?.pop().unwrap_or_default()) }.boxed()
-    }
-
-    fn get_byte_ranges(
-        &mut self,
-        ranges: Vec<Range<u64>>,
-    ) -> BoxFuture<'_, Result<Vec<Bytes>, ParquetError>> {
-        self.ranges(ranges).boxed()
-    }
-
-    fn get_metadata<'a>(
-        &'a mut self,
-        options: Option<&'a ArrowReaderOptions>,
-    ) -> BoxFuture<'a, Result<Arc<ParquetMetaData>, ParquetError>> {
-        async move {
-            let size = self.size();
-            let reader = ParquetMetaDataReader::new().with_arrow_reader_options(options);
-            Ok(Arc::new(reader.load_and_finish(self, size).await?))
-        }
-        .boxed()
+        other => broken(name).caused_by(other),
     }
 }

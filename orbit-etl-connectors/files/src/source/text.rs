@@ -1,41 +1,91 @@
-//! Reading text record by record: whole batches at full speed, and record by record around a
-//! malformed one, so that it alone is rejected.
+//! Reading text record by record: whole batches at a time, and each malformed record a reject of
+//! its own.
 
 use arrow::array::RecordBatch;
-use arrow::compute::concat_batches;
-use arrow::error::ArrowError;
 use bytes::Bytes;
 use memchr::memchr_iter;
-use orbit_etl_core::{
-    Error, ErrorKind, Origin, Payload, Position, Reject, Result, SourceEvent, SplitId, StreamId,
-};
+use orbit_etl_core::{ErrorKind, Origin, Payload, Position, Reject, Result, SourceEvent, SplitId, StreamId};
 use serde::{Deserialize, Serialize};
 
 use super::adapt::Adapt;
-use super::dialect::Cut;
+use super::dialect::Cutter;
 use super::input::Input;
 use super::list::FileEntry;
 
 /// More bytes than this in one batch make batches shorter.
-const BATCH_BYTES: usize = 64 << 20;
+pub(crate) const BATCH_BYTES: usize = 64 << 20;
+/// No record may be longer, whatever `max_record` says: offsets in batches have 31 bits.
+const LONGEST: usize = 1 << 30;
+/// What is kept of a record that is too long.
+const KEPT: usize = 64 << 10;
+/// Line feeds are counted in no more than this before a split.
+const COUNTED: u64 = 1 << 30;
 
-/// A format of records in text, decoded by arrow.
+/// A byte order mark, which is no part of the text.
+pub(crate) const BOM: &[u8] = b"\xef\xbb\xbf";
+
+/// A format of records in text.
+///
+/// All calls get the text from the first record on that wasn't taken yet, with more at its end each
+/// time, and all offsets count from its start.
 pub(crate) trait Records: Send {
-    /// Forgets everything and expects up to `rows` records.
-    fn begin(&mut self, rows: usize) -> Result<()>;
-    /// Takes bytes up to the end of the last expected record.
-    fn decode(&mut self, bytes: &[u8]) -> Result<usize, ArrowError>;
-    /// Whether all expected records are there.
-    fn full(&self) -> bool;
-    /// No more bytes will come.
-    fn end(&mut self) -> Result<(), ArrowError>;
-    fn flush(&mut self) -> Result<Option<RecordBatch>, ArrowError>;
-    /// Finds the record that begins at or after `at`.
-    fn cut(&self, bytes: &[u8], at: usize, eof: bool) -> Option<Cut>;
-    /// Whether `rows` records are really what these bytes hold, cut by the rules of `cut`.
-    fn agrees(&self, bytes: &[u8], rows: usize, eof: bool) -> bool;
-    /// What is wrong with a record that can't be decoded.
-    fn reason(&mut self, record: &[u8], cut: &Cut) -> String;
+    /// Goes on looking for the ends of records; whether there is enough to be taken. At the end of
+    /// the file there always is.
+    fn scan(&mut self, text: &[u8], want: &Want) -> bool;
+    /// How many records were found, and where the one begins that wasn't found whole.
+    fn found(&self) -> (usize, usize);
+    /// Takes the records that were found.
+    fn take(&mut self, text: &[u8]) -> Result<Taken>;
+    /// Forgets what was found.
+    fn clear(&mut self);
+    /// Finds the end of a record from its start.
+    fn cutter(&self) -> Cutter;
+}
+
+/// What to look for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Want {
+    /// The most records of a batch.
+    pub(crate) rows: usize,
+    /// Longer ones are malformed.
+    pub(crate) max_record: usize,
+    /// Nothing comes behind the text.
+    pub(crate) eof: bool,
+}
+
+impl Want {
+    pub(crate) fn too_long(&self) -> String {
+        format!(
+            "the record is longer than {} bytes, of which {} are kept; look for a quote that is never \
+             closed, or raise `max_record`",
+            self.max_record,
+            KEPT.min(self.max_record)
+        )
+    }
+}
+
+/// Records that were taken.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    /// The good ones.
+    pub(crate) batch: Option<RecordBatch>,
+    /// Good and bad.
+    pub(crate) records: usize,
+    /// The byte behind the last.
+    pub(crate) end: usize,
+    /// In their order.
+    pub(crate) bad: Vec<Bad>,
+}
+
+/// A malformed record.
+#[derive(Debug)]
+pub(crate) struct Bad {
+    /// Good and bad records before it.
+    pub(crate) before: usize,
+    pub(crate) start: usize,
+    /// The end without the line break.
+    pub(crate) end: usize,
+    pub(crate) message: String,
 }
 
 /// How far a text split has been read.
@@ -90,26 +140,26 @@ pub(crate) struct TextReader<R> {
     buffer: Vec<u8>,
     /// The first byte of the buffer that hasn't gone out.
     begin: usize,
-    /// The first one that the decoder hasn't had.
-    fed: usize,
     eof: bool,
     at: TextPosition,
-    rows: usize,
-    max_record: usize,
-    /// The number of the split's first line; found out when it is first needed.
-    first_line: Option<u64>,
+    limits: Limits,
+    lines: Lines,
     pending: Option<SourceEvent>,
+    /// Looks for the end of a record that was rejected because it is too long.
+    long: Option<Cutter>,
+}
+
+/// How the lines before a split are counted, which is done when somebody asks.
+#[derive(Debug, Clone, Copy)]
+enum Lines {
+    Uncounted,
+    Before(u64),
+    /// Too many bytes stand before the split.
+    TooMany,
 }
 
 impl<R: Records> TextReader<R> {
-    pub(crate) fn new(
-        mut records: R,
-        adapt: Adapt,
-        text: Text,
-        place: Place,
-        limits: Limits,
-    ) -> Result<Self> {
-        records.begin(limits.rows)?;
+    pub(crate) fn new(records: R, adapt: Adapt, text: Text, place: Place, limits: Limits) -> Result<Self> {
         Ok(Self {
             records,
             adapt,
@@ -117,13 +167,12 @@ impl<R: Records> TextReader<R> {
             place,
             buffer: text.buffer,
             begin: 0,
-            fed: 0,
             eof: false,
             at: text.at,
-            rows: limits.rows,
-            max_record: limits.max_record,
-            first_line: None,
+            limits: Limits { max_record: limits.max_record.min(LONGEST), ..limits },
+            lines: Lines::Uncounted,
             pending: None,
+            long: None,
         })
     }
 
@@ -132,173 +181,129 @@ impl<R: Records> TextReader<R> {
         if let Some(event) = self.pending.take() {
             return Ok(Some(event));
         }
+        if let Some(cutter) = self.long.take() {
+            return self.pass_long(cutter).await.map(Some);
+        }
+        if self.at.byte == 0 {
+            self.pass_mark().await?;
+        }
         loop {
-            if self.fed < self.buffer.len() {
-                match self.records.decode(&self.buffer[self.fed..]) {
-                    Ok(read) => self.fed += read,
-                    Err(_) => return self.one_by_one().await,
-                }
+            let text = &self.buffer[self.begin..];
+            let want = Want { rows: self.limits.rows, max_record: self.limits.max_record, eof: self.eof };
+            let enough = self.records.scan(text, &want);
+            let (records, next) = self.records.found();
+            let unfinished = text.len() - next;
+            if records > 0 && (enough || text.len() > BATCH_BYTES) {
+                return self.take().await;
             }
-            let done = self.eof && self.fed == self.buffer.len();
-            if self.records.full() || done {
-                if done && !self.records.full() && self.records.end().is_err() {
-                    return self.one_by_one().await;
-                }
-                let Ok(batch) = self.records.flush() else { return self.one_by_one().await };
-                let Some(batch) = batch else {
-                    debug_assert!(done, "a full decoder has rows");
-                    return Ok(None);
-                };
-                if !self.records.agrees(&self.buffer[self.begin..self.fed], batch.num_rows(), done) {
-                    return self.one_by_one().await;
-                }
-                self.pass(self.fed, batch.num_rows() as u64);
-                let position = Some(self.at.to_position());
-                return Ok(Some(self.batch(&batch, position)?));
+            if records == 0 && enough {
+                return Ok(None);
             }
-            if self.fed < self.buffer.len() {
-                // Nothing was taken though there is room: only a confused decoder does so.
-                return self.one_by_one().await;
+            if unfinished > self.limits.max_record {
+                if records > 0 {
+                    return self.take().await;
+                }
+                return self.reject_long(next, &want).await.map(Some);
             }
+            // A long record is looked at again each time, so ever more of it is read before.
+            let goal = text.len() + unfinished.min(self.limits.max_record - unfinished);
             self.fill().await?;
+            while !self.eof && self.buffer.len() < goal {
+                self.fill().await?;
+            }
         }
     }
 
+    /// A byte order mark is no part of the first record.
+    async fn pass_mark(&mut self) -> Result<()> {
+        while !self.eof && self.buffer.len() < BOM.len() {
+            self.fill().await?;
+        }
+        if self.buffer.starts_with(BOM) {
+            self.pass(BOM.len(), 0);
+        }
+        Ok(())
+    }
+
     /// Everything up to `end` has gone out, with so many records.
-    fn pass(&mut self, end: usize, rows: u64) {
-        self.at.row += rows;
+    fn pass(&mut self, end: usize, rows: usize) {
+        self.at.row += rows as u64;
         self.at.line += memchr_iter(b'\n', &self.buffer[self.begin..end]).count() as u64;
         self.at.byte += (end - self.begin) as u64;
         self.begin = end;
-        self.fed = end;
+    }
+
+    async fn fill(&mut self) -> Result<()> {
+        if self.begin > 0 {
+            self.buffer.drain(..self.begin);
+            self.begin = 0;
+        }
+        self.eof = !self.input.fill(&mut self.buffer).await?;
+        Ok(())
+    }
+
+    /// Sends out what was found.
+    async fn take(&mut self) -> Result<Option<SourceEvent>> {
+        let origin = self.begin;
+        let taken = self.records.take(&self.buffer[origin..])?;
+        let mut rejects = Vec::with_capacity(taken.bad.len());
+        let mut passed = 0;
+        for bad in taken.bad {
+            self.pass(origin + bad.start, bad.before - passed);
+            passed = bad.before;
+            rejects.push(self.reject(bad.message, bad.end - bad.start).await?);
+        }
+        self.pass(origin + taken.end, taken.records - passed);
+        let position = Some(self.at.to_position());
+        let rejects = (!rejects.is_empty()).then_some(rejects);
+        Ok(Some(match (taken.batch, rejects) {
+            (Some(batch), None) => self.batch(&batch, position)?,
+            (Some(batch), Some(rejects)) => {
+                self.pending = Some(SourceEvent::Rejects { rejects, position });
+                self.batch(&batch, None)?
+            }
+            (None, rejects) => SourceEvent::Rejects { rejects: rejects.unwrap_or_default(), position },
+        }))
     }
 
     fn batch(&self, batch: &RecordBatch, position: Option<Position>) -> Result<SourceEvent> {
         Ok(SourceEvent::Batch { stream: self.place.stream, batch: self.adapt.apply(batch)?, position })
     }
 
-    async fn fill(&mut self) -> Result<()> {
-        if self.begin > 0 {
-            self.buffer.drain(..self.begin);
-            self.fed -= self.begin;
-            self.begin = 0;
-        }
-        if self.buffer.len() > BATCH_BYTES && self.rows > 1 {
-            self.rows = (self.rows / 8).max(1);
-            self.records.begin(self.rows)?;
-            self.fed = 0;
-            return Ok(());
-        }
-        if self.buffer.len() > self.max_record.max(BATCH_BYTES) {
-            return Err(Error::data(format!("a record is longer than {} bytes", self.max_record))
-                .with("file", &self.place.file.name)
-                .with("byte", self.at.byte)
-                .remedy("look for a quote that is never closed, or raise `max_record`"));
-        }
-        self.eof = !self.input.fill(&mut self.buffer).await?;
-        Ok(())
+    /// Rejects a record that is too long to be held. Its end is looked for only after the reject has
+    /// gone out, since it may be far away and the run may stop at it.
+    async fn reject_long(&mut self, start: usize, want: &Want) -> Result<SourceEvent> {
+        self.pass(self.begin + start, 0);
+        let reject = self.reject(want.too_long(), self.buffer.len() - self.begin).await?;
+        self.records.clear();
+        self.long = Some(self.records.cutter());
+        Ok(SourceEvent::Rejects { rejects: vec![reject], position: None })
     }
 
-    /// Cuts the records of the coming batch apart and rejects those that can't be decoded.
-    async fn one_by_one(&mut self) -> Result<Option<SourceEvent>> {
-        let mut cuts: Vec<Cut> = Vec::new();
-        self.fed = self.begin;
+    /// Goes on behind a record that was too long.
+    ///
+    /// Its end is where the format says: the line feed for JSON, the line break outside of quotes for
+    /// CSV, as the split points are found. A quote that is never closed takes the rest of the split.
+    async fn pass_long(&mut self, mut cutter: Cutter) -> Result<SourceEvent> {
         loop {
-            let from = cuts.last().map_or(self.begin, |c| c.next);
-            match self.records.cut(&self.buffer, from, self.eof) {
-                Some(cut) => cuts.push(cut),
-                None if self.eof => break,
-                None => {
-                    let moved = self.begin;
-                    let enough = !cuts.is_empty() && self.buffer.len() - moved > BATCH_BYTES;
-                    if enough {
-                        break;
-                    }
-                    self.fed = self.buffer.len();
-                    let rows = std::mem::replace(&mut self.rows, 1);
-                    let filled = self.fill().await;
-                    self.rows = rows;
-                    filled?;
-                    for cut in &mut cuts {
-                        cut.start -= moved;
-                        cut.end -= moved;
-                        cut.next -= moved;
-                    }
-                }
-            }
-            if cuts.len() == self.rows {
+            let end = cutter.find(&self.buffer[self.begin..], 0);
+            self.pass(end.map_or(self.buffer.len(), |end| self.begin + end), 0);
+            if end.is_some() || self.eof {
                 break;
             }
+            self.fill().await?;
+            tokio::task::yield_now().await;
         }
-        let mut good = Vec::new();
-        let mut bad = Vec::new();
-        self.halve(&cuts, 0, &mut good, &mut bad)?;
-        self.records.begin(self.rows)?;
-
-        let mut rejects = Vec::with_capacity(bad.len());
-        let mut passed = 0;
-        for index in bad {
-            let cut = cuts[index];
-            self.pass(cut.start, (index - passed) as u64);
-            passed = index;
-            let record = Bytes::copy_from_slice(&self.buffer[cut.start..cut.end]);
-            let message = self.records.reason(&record, &cut);
-            rejects.push(self.reject(message, record));
-        }
-        let end = cuts.last().map_or(self.buffer.len(), |c| c.next);
-        self.pass(end, (cuts.len() - passed) as u64);
-
-        let position = Some(self.at.to_position());
-        let batch = match good.len() {
-            0 => None,
-            1 => good.pop(),
-            _ => Some(
-                concat_batches(&good[0].schema(), &good)
-                    .map_err(|e| Error::internal("can't join batches").caused_by(e))?,
-            ),
-        };
-        Ok(match (batch, rejects.is_empty()) {
-            (None, true) => None,
-            (None, false) => Some(SourceEvent::Rejects { rejects, position }),
-            (Some(batch), true) => Some(self.batch(&batch, position)?),
-            (Some(batch), false) => {
-                self.pending = Some(SourceEvent::Rejects { rejects, position });
-                Some(self.batch(&batch, None)?)
-            }
-        })
+        self.at.row += 1;
+        Ok(SourceEvent::Progress(self.at.to_position()))
     }
 
-    /// Decodes records together if that works, else each half; `first` is the index of the first.
-    fn halve(
-        &mut self,
-        cuts: &[Cut],
-        first: usize,
-        good: &mut Vec<RecordBatch>,
-        bad: &mut Vec<usize>,
-    ) -> Result<()> {
-        let (Some(head), Some(tail)) = (cuts.first(), cuts.last()) else { return Ok(()) };
-        if cuts.iter().all(|c| c.closed) {
-            self.records.begin(cuts.len())?;
-            if let Ok(Some(batch)) = decode_all(&mut self.records, &self.buffer[head.start..tail.end])
-                && batch.num_rows() == cuts.len()
-            {
-                good.push(batch);
-                return Ok(());
-            }
-        }
-        if cuts.len() == 1 {
-            bad.push(first);
-            return Ok(());
-        }
-        let (left, right) = cuts.split_at(cuts.len() / 2);
-        self.halve(left, first, good, bad)?;
-        self.halve(right, first + left.len(), good, bad)
-    }
-
-    fn reject(&mut self, message: String, record: Bytes) -> Reject {
-        let line = self.first_line() + self.at.line;
-        let place = format!("{}, byte {}, line {line}", self.place.file.name, self.at.byte);
-        Reject {
+    /// A reject of so many bytes from here on.
+    async fn reject(&mut self, message: String, length: usize) -> Result<Reject> {
+        let kept = if length > self.limits.max_record { KEPT.min(self.limits.max_record) } else { length };
+        let record = Bytes::copy_from_slice(&self.buffer[self.begin..self.begin + kept]);
+        let line = self.line().await?;
+        Ok(Reject {
             kind: ErrorKind::Data,
             message,
             payload: Payload::Raw(record),
@@ -306,48 +311,42 @@ impl<R: Records> TextReader<R> {
             origin: Origin {
                 stream: Some(self.place.stream_name.clone()),
                 split: Some(self.place.split.clone()),
-                place: Some(place),
+                place: Some(format!("{}, byte {}, {line}", self.place.file.name, self.at.byte)),
                 position: Some(self.at.to_position()),
             },
-        }
+        })
     }
 
-    /// Splits that don't begin at the file's start are on local disks, where the lines before are
-    /// counted when somebody asks.
-    fn first_line(&mut self) -> u64 {
-        if let Some(line) = self.first_line {
-            return line;
+    /// Which line this is. Splits that don't begin at the file's start are on local disks, where the
+    /// lines before are counted once, as long as that isn't more work than the split itself by far.
+    async fn line(&mut self) -> Result<String> {
+        if let Lines::Uncounted = self.lines {
+            self.lines = match self.place.start {
+                0 => Lines::Before(0),
+                start if start > COUNTED => Lines::TooMany,
+                start => lines_before(&self.place.file, start).await.map_or(Lines::TooMany, Lines::Before),
+            };
         }
-        let before = if self.place.start == 0 { 0 } else { lines_before(&self.place.file, self.place.start) };
-        *self.first_line.insert(before + 1)
+        let here = self.at.line + 1;
+        Ok(match self.lines {
+            Lines::Before(lines) => format!("line {}", lines + here),
+            _ => format!("line {here} from byte {} on", self.place.start),
+        })
     }
 }
 
-fn decode_all<R: Records>(records: &mut R, bytes: &[u8]) -> Result<Option<RecordBatch>, ArrowError> {
-    let mut fed = 0;
-    while fed < bytes.len() && !records.full() {
-        match records.decode(&bytes[fed..])? {
-            0 => break,
-            read => fed += read,
-        }
-    }
-    if !records.full() {
-        records.end()?;
-    }
-    if !bytes[fed..].trim_ascii().is_empty() {
-        return Ok(None);
-    }
-    records.flush()
-}
-
-fn lines_before(file: &FileEntry, end: u64) -> u64 {
+/// Counts line feeds, a piece at a time. A file that can't be read any more has no such count.
+async fn lines_before(file: &FileEntry, end: u64) -> Option<u64> {
     use std::io::Read as _;
-    let Ok(opened) = std::fs::File::open(&file.key) else { return 0 };
-    let mut rest = opened.take(end);
+    let mut rest = std::fs::File::open(&file.key).ok()?.take(end);
     let mut chunk = vec![0; 1 << 20];
     let mut lines = 0;
-    while let Ok(read @ 1..) = rest.read(&mut chunk) {
-        lines += memchr_iter(b'\n', &chunk[..read]).count() as u64;
+    loop {
+        match rest.read(&mut chunk) {
+            Ok(0) => return Some(lines),
+            Ok(read) => lines += memchr_iter(b'\n', &chunk[..read]).count() as u64,
+            Err(_) => return None,
+        }
+        tokio::task::yield_now().await;
     }
-    lines
 }

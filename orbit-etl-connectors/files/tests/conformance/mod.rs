@@ -1,7 +1,7 @@
-//! The conformance suite, on each format in local directories and on Parquet in an S3 bucket.
+//! The conformance suite, on each format in local directories and on Parquet in object stores.
 
-#[cfg(feature = "s3")]
-mod s3;
+#[cfg(any(feature = "s3", feature = "azure"))]
+mod stores;
 mod types;
 
 use std::fs;

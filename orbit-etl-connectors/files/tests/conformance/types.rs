@@ -35,7 +35,6 @@ fn arrow(data_type: &DataType) -> Comes {
 /// Read with given columns, since JSON has few types of its own.
 fn json(data_type: &DataType) -> Comes {
     match data_type {
-        DataType::Dictionary(_, values) => Comes::As(values.as_ref().clone()),
         DataType::Duration(_) | DataType::Interval(_) => Comes::Never("spans of time come back as text"),
         _ => Comes::Same,
     }
@@ -44,7 +43,6 @@ fn json(data_type: &DataType) -> Comes {
 /// Read with given columns, since CSV has no types.
 fn csv(data_type: &DataType) -> Comes {
     match data_type {
-        DataType::LargeUtf8 => Comes::As(DataType::Utf8),
         DataType::Duration(_) | DataType::Interval(_) => Comes::Never("spans of time come back as text"),
         DataType::Binary | DataType::LargeBinary | DataType::BinaryView | DataType::FixedSizeBinary(_) => {
             Comes::Never("bytes come back as hexadecimal text")

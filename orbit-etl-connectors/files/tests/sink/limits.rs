@@ -161,6 +161,46 @@ async fn a_full_disk_leaves_the_target_as_it_was() {
     }
 }
 
+/// Set in the process that may open few files.
+const FEW_FILES: &str = "ORBIT_TEST_FEW_FILES";
+
+#[cfg(unix)]
+#[test]
+fn too_few_open_files_are_an_error_with_a_remedy() {
+    let test = "sink::limits::writing_with_few_open_files";
+    let output = Command::new("sh")
+        .args(["-c", "ulimit -n 60 && exec \"$0\" \"$@\""])
+        .arg(std::env::current_exe().unwrap())
+        .args([test, "--exact", "--nocapture", "--test-threads=1"])
+        .env(FEW_FILES, "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{output:?}");
+}
+
+/// The side of that process; as a test of its own it does nothing.
+#[tokio::test]
+async fn writing_with_few_open_files() {
+    if std::env::var_os(FEW_FILES).is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    let batch = ids(0..200);
+    let sink = FilesSink::csv(root.to_str().unwrap()).partition_by(["id"]);
+    let mut run = Run::start(&sink, &batch.schema(), &lineage(1)).await;
+    let error = run.writer.write(StreamId(0), batch.clone()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Resources, "{}", error.report());
+    assert!(error.to_string().contains("ulimit -n"), "{error}");
+    assert!(error.to_string().contains("max_open_files"), "{error}");
+    drop(run);
+    // The remedy is one.
+    let sink = sink.max_open_files(32);
+    Run::start(&sink, &batch.schema(), &lineage(2)).await.epoch(1, &batch).await;
+    assert_eq!(visible(root).len(), 200);
+}
+
 #[tokio::test]
 async fn configurations_that_cannot_work_name_the_option() {
     let parquet = || FilesSink::parquet("/tmp/x");

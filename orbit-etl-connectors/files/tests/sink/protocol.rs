@@ -130,6 +130,36 @@ async fn a_strangers_file_is_not_overwritten() {
     assert_eq!(visible_ids(&root), (0..5).collect::<Vec<_>>());
 }
 
+#[cfg(unix)]
+#[tokio::test]
+async fn a_power_cut_can_leave_both_names_of_a_file() {
+    let batch = ids(0..50);
+    for twice in 0..=2 {
+        let (_dir, root, sink) = target();
+        let sink = sink.partition_by(["name"]);
+        let mut run = Run::start(&sink, &batch.schema(), &lineage(1)).await;
+        run.write(&batch.slice(0, 2)).await;
+        let staged_now = run.prepare(1).await;
+        drop(run);
+        for committable in &staged_now[..twice] {
+            let at = |key: &str| root.join(committable.0[key].as_str().unwrap());
+            fs::create_dir_all(at("path").parent().unwrap()).unwrap();
+            fs::hard_link(at("staged"), at("path")).unwrap();
+        }
+        let mut run = Run::start(&sink, &batch.schema(), &lineage(2)).await;
+        run.commit(1, staged_now.clone()).await.unwrap();
+        assert_eq!(visible_ids(&root), [0, 1]);
+        assert!(staged(&root).is_empty(), "{:?}", staged(&root));
+        // Once it is committed, a name that comes back goes with the older runs' staged files.
+        let at = |key: &str| root.join(staged_now[0].0[key].as_str().unwrap());
+        fs::hard_link(at("path"), at("staged")).unwrap();
+        let mut run = Run::start(&sink, &batch.schema(), &lineage(3)).await;
+        run.session.discard(Discard::Older { claim: 3, keep: Vec::new() }).await.unwrap();
+        assert_eq!(visible_ids(&root), [0, 1]);
+        assert!(staged(&root).is_empty());
+    }
+}
+
 #[tokio::test]
 async fn an_epoch_is_discarded_without_the_one_before() {
     let (_dir, root, sink) = target();

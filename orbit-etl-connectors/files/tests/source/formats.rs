@@ -14,7 +14,7 @@ use tempfile::tempdir;
 
 use super::{assert_exact, read, read_with, schema};
 
-pub(super) fn sample(rows: usize) -> RecordBatch {
+pub(crate) fn sample(rows: usize) -> RecordBatch {
     let n = i64::try_from(rows).unwrap();
     let text: StringArray =
         (0..n).map(|i| (i % 5 != 0).then(|| format!("row {i}, \"quoted\"\nnext line é"))).collect();
@@ -57,7 +57,7 @@ fn compress(bytes: &[u8], compression: Compression) -> Vec<u8> {
     [each(first), each(second)].concat()
 }
 
-pub(super) fn write_parquet(path: &Path, batch: &RecordBatch, row_group: usize) {
+pub(crate) fn write_parquet(path: &Path, batch: &RecordBatch, row_group: usize) {
     let properties = parquet::file::properties::WriterProperties::builder()
         .set_max_row_group_row_count(Some(row_group))
         .set_data_page_row_count_limit(10)

@@ -1,6 +1,9 @@
 //! Reading files.
 
-mod formats;
+mod any_text;
+mod exact;
+pub(super) mod formats;
+mod long;
 mod paths;
 mod rejects;
 mod schemas;

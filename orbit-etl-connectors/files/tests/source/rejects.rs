@@ -148,3 +148,29 @@ async fn broken_avro_blocks() {
     assert_eq!(found.rejects[0].message, "the block is cut short");
     assert_exact(&source, 4).await;
 }
+
+#[tokio::test]
+async fn an_avro_block_that_claims_too_many_rows_is_one_reject() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("a.avro");
+    let ids: arrow::array::ArrayRef = std::sync::Arc::new(arrow::array::Int64Array::from_iter_values(0..10));
+    let batch = arrow::array::RecordBatch::try_from_iter([("id", ids)]).unwrap();
+    let mut writer =
+        arrow_avro::writer::AvroWriter::new(Vec::new(), batch.schema().as_ref().clone()).unwrap();
+    writer.write(&batch).unwrap();
+    writer.finish().unwrap();
+    let whole = writer.into_inner();
+    // Behind the header come the counts of rows and bytes: 10 in one byte, then the block.
+    let sync: &[u8] = &whole[whole.len() - 16..];
+    let head = whole.windows(16).position(|w| w == sync).unwrap() + 16;
+    assert_eq!(whole[head], 20);
+    // As many as fit into a number, three times.
+    let many = [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01];
+    let broken = [&many[..], &whole[head + 1..]].concat();
+    let file = [&whole[..], &broken, &broken, &broken, &whole[head..]].concat();
+    fs::write(&path, file).unwrap();
+    let found = read(&FilesSource::avro(path.to_str().unwrap())).await.unwrap();
+    assert_eq!(found.rows(), 20);
+    assert_eq!(found.rejects.len(), 3);
+    assert!(found.rejects.iter().all(|reject| reject.rows == 1), "{:?}", found.rejects);
+}

@@ -212,3 +212,119 @@ async fn parquet_is_split_between_row_groups() {
     let found = read_with(&source, &ScanRequest::all(StreamId(0), 64)).await.unwrap();
     assert_eq!(found.all(&batch.schema()), batch);
 }
+
+#[tokio::test]
+async fn a_local_file_that_is_written_over_in_the_middle_is_noticed() {
+    use orbit_etl_core::SourceEvent;
+
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("a.csv");
+    let text = |rows: usize, name: &str| -> String {
+        (0..rows).fold("id,name\n".to_owned(), |text, i| text + &format!("{i},{name}{i:060}\n"))
+    };
+    for reload in [false, true] {
+        fs::write(&path, text(60_000, "old")).unwrap();
+        let changed = if reload { Changed::Reload } else { Changed::Error };
+        let source = FilesSource::csv(path.to_str().unwrap()).changed(changed);
+        let cx = context();
+        source.streams(&cx).await.unwrap();
+        let (mut listed, position) = splits(&source, None).await.unwrap();
+        let scan = ScanRequest::all(StreamId(0), 1_000);
+        let old = listed.remove(0);
+        let mut events = source.open(&cx, &old, None, std::slice::from_ref(&scan)).await.unwrap();
+        let Some(Ok(SourceEvent::Batch { batch, .. })) = events.next().await else { panic!("no rows") };
+        // In place, and no shorter.
+        fs::write(&path, text(60_001, "new")).unwrap();
+        let (mut rows, mut end) = (batch.num_rows(), None);
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(SourceEvent::Batch { batch, .. }) => {
+                    rows += batch.num_rows();
+                    let new = rows_of(&[batch.project(&[1]).unwrap()]).into_iter().flatten().flatten();
+                    assert!(new.into_iter().all(|name| name.starts_with("old")));
+                }
+                other => {
+                    end = Some(other);
+                    break;
+                }
+            }
+        }
+        assert!(rows < 60_000, "all was read");
+        match end.unwrap() {
+            Ok(event) => assert!(reload && matches!(event, SourceEvent::Finished), "{event:?}"),
+            Err(error) => {
+                assert!(!reload, "{}", error.report());
+                assert_eq!(error.kind(), ErrorKind::Conflict);
+                assert_eq!(error.context("file"), path.to_str());
+            }
+        }
+        if reload {
+            let new = splits(&source, position.as_ref()).await.unwrap().0;
+            let read = read_split(&source, &cx, &new[0], None, &scan).await.unwrap();
+            assert_eq!((new.len(), read.rows()), (1, 60_001));
+            assert_eq!(read_split(&source, &cx, &old, None, &scan).await.unwrap().rows(), 0);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_position_takes_little_room_per_file() {
+    let dir = tempdir().unwrap();
+    for file in 0..2_500 {
+        fs::write(dir.path().join(format!("a-file-with-a-rather-long-name-{file:09}.csv")), "a\n1\n")
+            .unwrap();
+    }
+    let source = FilesSource::csv(dir.path().to_str().unwrap());
+    let (told, position) = splits(&source, None).await.unwrap();
+    assert_eq!(told.len(), 2_500);
+    let length = position.as_ref().unwrap().0.to_string().len();
+    assert!(length < 2_500 * 21, "{length} bytes");
+    assert!(splits(&source, position.as_ref()).await.unwrap().0.is_empty());
+    fs::write(dir.path().join("a-file-with-a-rather-long-name-000000007.csv"), "a\n1\n2\n").unwrap();
+    let error = splits(&source, position.as_ref()).await.unwrap_err();
+    assert!(error.context("file").unwrap().contains("000000007"), "{error}");
+    let reloading = source.changed(Changed::Reload);
+    assert_eq!(splits(&reloading, position.as_ref()).await.unwrap().0.len(), 1);
+}
+
+#[tokio::test]
+async fn a_row_group_is_reserved_while_it_is_read() {
+    use std::sync::Arc;
+
+    use datafusion_execution::memory_pool::{GreedyMemoryPool, MemoryPool};
+    use orbit_etl_core::ContextBuilder;
+
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("a.parquet");
+    let batch = sample(100_000);
+    write_parquet(&path, &batch, 50_000);
+    let source = FilesSource::parquet(path.to_str().unwrap());
+    let scan = ScanRequest::all(StreamId(0), 1_000);
+    let pool: Arc<dyn MemoryPool> = Arc::new(GreedyMemoryPool::new(64 << 20));
+    let cx = ContextBuilder::new("p").memory(Arc::clone(&pool)).build().unwrap();
+    source.streams(&cx).await.unwrap();
+    let split = splits(&source, None).await.unwrap().0.remove(0);
+    let mut events = source.open(&cx, &split, None, std::slice::from_ref(&scan)).await.unwrap();
+    let mut most = 0;
+    while let Some(event) = events.next().await {
+        event.unwrap();
+        most = most.max(pool.reserved());
+    }
+    let size = fs::metadata(&path).unwrap().len() as usize;
+    // One of two row groups at a time.
+    assert!(most > size / 3 && most < size * 2 / 3, "{most} bytes of {size} were reserved");
+    drop(events);
+    assert_eq!(pool.reserved(), 0);
+
+    let small: Arc<dyn MemoryPool> = Arc::new(GreedyMemoryPool::new(size / 4));
+    let cx = ContextBuilder::new("p").memory(Arc::clone(&small)).build().unwrap();
+    source.streams(&cx).await.unwrap();
+    let error = read_split(&source, &cx, &split, None, &scan).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Resources, "{}", error.report());
+    assert_eq!(error.context("file"), path.to_str());
+    assert!(error.to_string().contains("memory limit"), "{error}");
+    // A column alone has room.
+    let scan = ScanRequest { projection: Some(vec!["flag".into()]), ..scan };
+    assert_eq!(read_split(&source, &cx, &split, None, &scan).await.unwrap().rows(), 100_000);
+    assert_eq!(small.reserved(), 0);
+}

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
+use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use tokio::sync::{Mutex, mpsc};
@@ -14,7 +15,10 @@ use super::spool::Spool;
 use crate::batch::estimated_bytes;
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::event::Reject;
+use crate::fault::RejectPort;
 use crate::observe::{Counter, NodeMetrics};
+use crate::pipeline::output::{Downstream, Output};
 use crate::pipeline::run::tasks::Tasks;
 use crate::transform::{BlockingOperator, OperatorState};
 
@@ -28,6 +32,7 @@ pub(crate) struct Blocking {
     pub(crate) spooled: bool,
     pub(crate) operator: Box<dyn BlockingOperator>,
     pub(crate) router: Router,
+    pub(crate) rejects: RejectPort,
     pub(crate) live: Arc<NodeMetrics>,
     pub(crate) coordinator: mpsc::UnboundedSender<Message>,
 }
@@ -74,7 +79,7 @@ impl Blocking {
         let mut inputs: Vec<SharedGate> = Vec::new();
         let mut streams = Vec::new();
         for gate in std::mem::take(&mut self.gates) {
-            let counter = Counter::new(Arc::clone(&self.live));
+            let counter = Counter::new(&self.live);
             let input = Arc::new(Mutex::new(Input { gate, counter, ended: false }));
             inputs.push(Arc::clone(&input));
             if self.spooled {
@@ -90,22 +95,16 @@ impl Blocking {
                 streams.push(read(input));
             }
         }
-        let mut counter = Counter::new(Arc::clone(&self.live));
-        let mut output = self.operator.run(streams).await?;
-        while let Some(rows) = output.next().await {
-            let (index, batch) = rows?;
-            if batch.num_rows() > 0 {
-                counter.rows_out(batch.num_rows() as u64, estimated_bytes(&batch) as u64);
-                self.router.batch(index, batch).await?;
-            }
-        }
-        drop(output);
+        let counter = Counter::new(&self.live);
+        let mut next = Next { router: self.router, rejects: self.rejects, counter };
+        self.operator.run(streams, &mut Output::new(&mut next)).await?;
+        let Next { mut router, mut rejects, mut counter } = next;
         // What the operator didn't care to read is read all the same: positions must move on.
         feeders.join().await?;
         for input in &inputs {
             while input.lock().await.next().await?.is_some() {}
         }
-        self.router.end().await?;
+        router.end().await?;
         loop {
             let mut epoch = 0;
             let mut counts = counter.take();
@@ -117,12 +116,38 @@ impl Blocking {
                 };
                 counts += input.counter.take();
             }
-            self.router.barrier(epoch).await?;
+            rejects.passed(epoch);
+            router.barrier(epoch).await?;
             let operators = vec![(self.node, OperatorState::default(), counts)];
             self.coordinator
                 .send(Message::ChainAtBarrier { epoch, operators })
                 .map_err(|_| Error::cancelled())?;
         }
+    }
+}
+
+/// What follows the operator.
+struct Next {
+    router: Router,
+    rejects: RejectPort,
+    counter: Counter,
+}
+
+#[async_trait]
+impl Downstream for Next {
+    async fn push(&mut self, output: usize, batch: RecordBatch) -> Result<()> {
+        let bytes = estimated_bytes(&batch);
+        self.counter.rows_out(batch.num_rows() as u64, bytes as u64);
+        self.router.batch(output, batch, bytes).await
+    }
+
+    async fn reject(&mut self, reject: Reject) -> Result<()> {
+        self.counter.rejected(reject.rows);
+        self.rejects.reject(reject).await
+    }
+
+    fn filtered(&mut self, rows: u64) {
+        self.counter.filtered(rows);
     }
 }
 

@@ -41,7 +41,9 @@ impl Chain {
     pub(crate) async fn run(mut self) -> Result<()> {
         loop {
             match self.gate.next().await? {
-                Event::Batch { port, batch } => feed(&mut self.links, &mut self.router, port, batch).await?,
+                Event::Batch { port, batch, bytes } => {
+                    feed(&mut self.links, &mut self.router, port, batch, bytes).await?;
+                }
                 Event::Schema { port, schema } => {
                     let Some((first, rest)) = self.links.split_first_mut() else { continue };
                     let (operator, mut next) = first.open(rest, &mut self.router);
@@ -99,9 +101,15 @@ impl Link {
 }
 
 /// Hands a batch to the first link, or out of the chain.
-async fn feed(links: &mut [Link], router: &mut Router, port: usize, batch: RecordBatch) -> Result<()> {
+async fn feed(
+    links: &mut [Link],
+    router: &mut Router,
+    port: usize,
+    batch: RecordBatch,
+    bytes: usize,
+) -> Result<()> {
     let Some((link, rest)) = links.split_first_mut() else {
-        return router.batch(port, batch).await;
+        return router.batch(port, batch, bytes).await;
     };
     link.counter.rows_in(batch.num_rows() as u64);
     let (operator, mut next) = link.open(rest, router);
@@ -119,12 +127,13 @@ struct Next<'a> {
 #[async_trait]
 impl Downstream for Next<'_> {
     async fn push(&mut self, output: usize, batch: RecordBatch) -> Result<()> {
-        self.counter.rows_out(batch.num_rows() as u64, estimated_bytes(&batch) as u64);
+        let bytes = estimated_bytes(&batch);
+        self.counter.rows_out(batch.num_rows() as u64, bytes as u64);
         if self.rest.is_empty() {
-            self.router.batch(output, batch).await
+            self.router.batch(output, batch, bytes).await
         } else {
             // Only the single consumer of an only output is fused: it reads it as its input 0.
-            feed(self.rest, self.router, 0, batch).await
+            feed(self.rest, self.router, 0, batch, bytes).await
         }
     }
 

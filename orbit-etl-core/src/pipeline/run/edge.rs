@@ -1,20 +1,23 @@
 //! The channel between two tasks, bounded by bytes.
 
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use futures::task::AtomicWaker;
+use tokio::sync::mpsc;
 
-use crate::batch::estimated_bytes;
 use crate::error::{Error, Result};
 use crate::sink::Epoch;
 
 /// What flows along an edge.
 #[derive(Debug)]
 pub(crate) enum Item {
-    /// Rows for one input of the consumer.
-    Batch { port: usize, batch: RecordBatch },
+    /// Rows for one input of the consumer, and about how many bytes they have.
+    Batch { port: usize, batch: RecordBatch, bytes: usize },
     /// From here on that input has another schema.
     Schema { port: usize, schema: SchemaRef },
     /// The producer promises no earlier event time.
@@ -27,47 +30,101 @@ pub(crate) enum Item {
     Barrier(Epoch),
 }
 
-/// The producer's end.
+/// The producer's end. One task sends.
 #[derive(Debug)]
 pub(crate) struct Sender {
-    items: mpsc::UnboundedSender<(Item, Option<OwnedSemaphorePermit>)>,
-    credit: Arc<Semaphore>,
-    bytes: usize,
+    items: mpsc::UnboundedSender<(Item, usize)>,
+    credit: Arc<Credit>,
 }
 
 /// The consumer's end.
 #[derive(Debug)]
 pub(crate) struct Receiver {
-    items: mpsc::UnboundedReceiver<(Item, Option<OwnedSemaphorePermit>)>,
+    items: mpsc::UnboundedReceiver<(Item, usize)>,
+    credit: Arc<Credit>,
     /// The credit of the item that was received last: given back when the next one is asked for,
     /// since its rows are in the consumer's hands until then.
-    held: Option<OwnedSemaphorePermit>,
+    held: usize,
+}
+
+/// How many bytes may be under way. One task takes, one gives back.
+#[derive(Debug)]
+struct Credit {
+    bytes: usize,
+    used: AtomicUsize,
+    gone: AtomicBool,
+    producer: AtomicWaker,
 }
 
 /// An edge on which batches of at most `bytes` are under way, or a single larger one.
 pub(crate) fn edge(bytes: usize) -> (Sender, Receiver) {
-    let bytes = bytes.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
     let (sender, receiver) = mpsc::unbounded_channel();
-    (
-        Sender { items: sender, credit: Arc::new(Semaphore::new(bytes)), bytes },
-        Receiver { items: receiver, held: None },
-    )
+    let credit = Arc::new(Credit {
+        bytes: bytes.max(1),
+        used: AtomicUsize::new(0),
+        gone: AtomicBool::new(false),
+        producer: AtomicWaker::new(),
+    });
+    (Sender { items: sender, credit: Arc::clone(&credit) }, Receiver { items: receiver, credit, held: 0 })
+}
+
+impl Credit {
+    /// What a batch takes: at least a KiB, so that no flood of empty rows gets through for nothing, and
+    /// not more than there is.
+    fn cost(&self, bytes: usize) -> usize {
+        bytes.clamp(1_024.min(self.bytes), self.bytes)
+    }
+
+    fn has(&self, cost: usize) -> bool {
+        self.used.load(Ordering::Acquire) + cost <= self.bytes
+    }
+
+    /// Nobody else takes, so what was there is there still.
+    fn take(&self, cost: usize) -> bool {
+        let there = self.has(cost);
+        if there {
+            self.used.fetch_add(cost, Ordering::AcqRel);
+        }
+        there
+    }
+
+    /// A producer that waits is woken for more than one batch; when nothing is under way, at the latest.
+    fn give_back(&self, cost: usize) {
+        let left = self.used.fetch_sub(cost, Ordering::AcqRel) - cost;
+        if left <= self.bytes / 2 {
+            self.producer.wake();
+        }
+    }
 }
 
 impl Sender {
+    /// Whether a batch could be sent without waiting.
+    pub(crate) fn has_room(&self, bytes: usize) -> bool {
+        self.credit.has(self.credit.cost(bytes))
+    }
+
     /// Waits for credit and hands the item over.
-    pub(crate) async fn send(&self, item: Item) -> Result<()> {
-        let permit = match &item {
-            Item::Batch { batch, .. } => {
-                // At least a KiB, so that no flood of empty rows gets through for nothing.
-                let cost = estimated_bytes(batch).clamp(1_024.min(self.bytes), self.bytes);
-                let cost = u32::try_from(cost).unwrap_or(u32::MAX);
-                let credit = Arc::clone(&self.credit);
-                Some(credit.acquire_many_owned(cost).await.map_err(|_| gone())?)
-            }
-            _ => None,
+    pub(crate) async fn send(&mut self, item: Item) -> Result<()> {
+        let cost = match &item {
+            Item::Batch { bytes, .. } => self.credit.cost(*bytes),
+            _ => 0,
         };
-        self.items.send((item, permit)).map_err(|_| gone())
+        if cost > 0 && !self.credit.take(cost) {
+            poll_fn(|cx| self.poll_take(cost, cx)).await?;
+        }
+        self.items.send((item, cost)).map_err(|_| gone())
+    }
+
+    fn poll_take(&self, cost: usize, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        // To be woken for what is given back from now on; then what was before is seen.
+        self.credit.producer.register(cx.waker());
+        if self.credit.take(cost) {
+            Poll::Ready(Ok(()))
+        } else if self.credit.gone.load(Ordering::Acquire) {
+            Poll::Ready(Err(gone()))
+        } else {
+            Poll::Pending
+        }
     }
 }
 
@@ -78,47 +135,86 @@ fn gone() -> Error {
 
 impl Receiver {
     /// The next item, or `None` when the producer has gone.
-    pub(crate) fn poll_recv(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Option<Item>> {
-        self.held = None;
+    pub(crate) fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Item>> {
+        let held = std::mem::take(&mut self.held);
+        if held > 0 {
+            self.credit.give_back(held);
+        }
         self.items.poll_recv(cx).map(|next| {
-            next.map(|(item, permit)| {
-                self.held = permit;
+            next.map(|(item, cost)| {
+                self.held = cost;
                 item
             })
         })
     }
 }
 
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.credit.gone.store(true, Ordering::Release);
+        self.credit.producer.wake();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use arrow::array::Int64Array;
-    use arrow::datatypes::{DataType, Field, Schema};
+    use arrow::datatypes::Schema;
     use futures::FutureExt;
-    use std::future::poll_fn;
 
-    fn rows(n: usize) -> RecordBatch {
-        let schema = Schema::new(vec![Field::new("n", DataType::Int64, false)]);
-        let column = Int64Array::from(vec![0; n]);
-        RecordBatch::try_new(Arc::new(schema), vec![Arc::new(column)]).unwrap()
+    fn batch(bytes: usize) -> Item {
+        Item::Batch { port: 0, batch: RecordBatch::new_empty(Arc::new(Schema::empty())), bytes }
+    }
+
+    async fn received(receiver: &mut Receiver) -> Item {
+        poll_fn(|cx| receiver.poll_recv(cx)).await.unwrap()
     }
 
     #[tokio::test]
     async fn credit_is_bytes_and_one_oversized_batch_passes_alone() {
-        let (sender, mut receiver) = edge(16_384);
-        let batch = |n| Item::Batch { port: 0, batch: rows(n) };
-        sender.send(batch(1_024)).await.unwrap();
-        sender.send(batch(1_024)).await.unwrap();
+        let (mut sender, mut receiver) = edge(16_384);
+        sender.send(batch(8_192)).await.unwrap();
+        sender.send(batch(8_192)).await.unwrap();
         assert!(sender.send(batch(1)).now_or_never().is_none(), "the credit is used up");
+        assert!(!sender.has_room(1));
         sender.send(Item::Barrier(1)).now_or_never().unwrap().unwrap();
-        assert!(poll_fn(|cx| receiver.poll_recv(cx)).await.is_some());
+        received(&mut receiver).await;
         assert!(sender.send(batch(1)).now_or_never().is_none(), "the batch is still being handled");
-        assert!(poll_fn(|cx| receiver.poll_recv(cx)).await.is_some());
+        received(&mut receiver).await;
         sender.send(batch(1)).now_or_never().unwrap().unwrap();
         for _ in 0..2 {
-            poll_fn(|cx| receiver.poll_recv(cx)).await;
+            received(&mut receiver).await;
         }
         assert!(poll_fn(|cx| receiver.poll_recv(cx)).now_or_never().is_none());
         sender.send(batch(1_000_000)).now_or_never().unwrap().unwrap();
+        assert!(sender.send(batch(1)).now_or_never().is_none());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_producer_that_waits_is_woken_whatever_the_sizes() {
+        for edge_bytes in [1, 1_024, 5_000, 100_000] {
+            let (mut sender, mut receiver) = edge(edge_bytes);
+            let producer = tokio::spawn(async move {
+                for i in 0..5_000 {
+                    sender.send(batch(i * 37 % 9_000)).await.unwrap();
+                }
+            });
+            for i in 0..5_000 {
+                let Item::Batch { bytes, .. } = received(&mut receiver).await else { panic!("a batch") };
+                assert_eq!(bytes, i * 37 % 9_000);
+                assert!(receiver.credit.used.load(Ordering::Acquire) <= edge_bytes);
+            }
+            producer.await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_producer_that_waits_hears_that_the_consumer_is_gone() {
+        let (mut sender, receiver) = edge(1);
+        sender.send(batch(1)).await.unwrap();
+        let waiting = tokio::spawn(async move { sender.send(batch(1)).await });
+        tokio::task::yield_now().await;
+        drop(receiver);
+        assert!(waiting.await.unwrap().is_err());
     }
 }

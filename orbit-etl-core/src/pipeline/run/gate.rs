@@ -16,6 +16,7 @@ pub(crate) enum Event {
     Batch {
         port: usize,
         batch: RecordBatch,
+        bytes: usize,
     },
     Schema {
         port: usize,
@@ -94,7 +95,7 @@ impl Gate {
 
     fn take(&mut self, i: usize, item: Item) -> Result<Option<Event>> {
         Ok(match item {
-            Item::Batch { port, batch } => Some(Event::Batch { port, batch }),
+            Item::Batch { port, batch, bytes } => Some(Event::Batch { port, batch, bytes }),
             Item::Schema { port, schema } => Some(Event::Schema { port, schema }),
             Item::Watermark(at) => {
                 self.inputs[i].watermark = at;
@@ -149,13 +150,13 @@ mod tests {
     use std::sync::Arc;
 
     fn batch() -> Item {
-        Item::Batch { port: 0, batch: RecordBatch::new_empty(Arc::new(Schema::empty())) }
+        Item::Batch { port: 0, batch: RecordBatch::new_empty(Arc::new(Schema::empty())), bytes: 0 }
     }
 
     #[tokio::test]
     async fn rows_behind_a_barrier_wait_for_the_other_inputs() {
-        let (a, from_a) = edge(1 << 20);
-        let (b, from_b) = edge(1 << 20);
+        let (mut a, from_a) = edge(1 << 20);
+        let (mut b, from_b) = edge(1 << 20);
         let mut gate = Gate::new(vec![from_a, from_b]);
         a.send(Item::Barrier(1)).await.unwrap();
         a.send(batch()).await.unwrap();
@@ -169,8 +170,8 @@ mod tests {
 
     #[tokio::test]
     async fn an_idle_input_holds_nobody_back_until_it_speaks_again() {
-        let (a, from_a) = edge(1 << 20);
-        let (b, from_b) = edge(1 << 20);
+        let (mut a, from_a) = edge(1 << 20);
+        let (mut b, from_b) = edge(1 << 20);
         let mut gate = Gate::new(vec![from_a, from_b]);
         a.send(Item::Watermark(10)).await.unwrap();
         assert!(gate.next().now_or_never().is_none());
@@ -184,8 +185,8 @@ mod tests {
 
     #[tokio::test]
     async fn watermarks_are_the_lowest_and_ends_come_once() {
-        let (a, from_a) = edge(1 << 20);
-        let (b, from_b) = edge(1 << 20);
+        let (mut a, from_a) = edge(1 << 20);
+        let (mut b, from_b) = edge(1 << 20);
         let mut gate = Gate::new(vec![from_a, from_b]);
         a.send(Item::Watermark(10)).await.unwrap();
         assert!(gate.next().now_or_never().is_none());

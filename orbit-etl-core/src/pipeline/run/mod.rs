@@ -12,6 +12,8 @@ mod edge;
 mod epochs;
 mod gate;
 mod letters;
+mod narrow;
+mod open_splits;
 mod reader;
 mod recover;
 mod report;

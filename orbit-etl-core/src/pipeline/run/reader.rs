@@ -1,32 +1,36 @@
 //! A lane of a source: reads splits, stops between two positions for a barrier.
 
-use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Context as TaskContext, Poll};
-use std::time::{Duration, Instant};
+use std::task::Poll;
+use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use futures::StreamExt;
-use futures::stream::BoxStream;
 use tokio::sync::mpsc;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Interval, MissedTickBehavior};
 
+use super::narrow::Met;
+use super::open_splits::{OpenSplit, OpenSplits};
 use super::report::Message;
 use super::router::Router;
-use super::splits::{SplitProgress, Splits};
+use super::splits::Splits;
 use crate::batch::estimated_bytes;
 use crate::context::Context;
 use crate::error::{Error, Result, ResultExt};
-use crate::event::{Position, SourceEvent, SplitId, StreamId};
+use crate::event::{Reject, SourceEvent, SplitId, StreamId};
 use crate::fault::{RejectPort, failpoint};
 use crate::observe::Counter;
 use crate::sink::Epoch;
-use crate::source::{ScanRequest, Source, Split};
+use crate::source::{ScanRequest, Source};
 
-/// How seldom a lane may look whether a split has become idle.
-const LONGEST_IDLE: Duration = Duration::from_secs(3_600);
+/// How often a lane looks for silent splits in the time after which they are idle.
+const LOOKS_UNTIL_IDLE: u32 = 4;
+/// How seldom it may look.
+const SELDOM: Duration = Duration::from_secs(3_600);
+/// After so many events the clock gets its turn too.
+const LOOK_AROUND: u32 = 64;
 
 /// What a lane of a source works with.
 #[derive(Debug)]
@@ -58,20 +62,6 @@ pub(crate) struct Order {
     pub(crate) last: bool,
 }
 
-/// A split that the lane has open.
-struct OpenSplit {
-    split: Split,
-    events: BoxStream<'static, Result<SourceEvent>>,
-    /// The last position met.
-    position: Option<Position>,
-    /// Whether that position is where the split stands: not inside a unit that must not be cut.
-    whole: bool,
-    revoked: bool,
-    /// By stream, those that have one.
-    watermarks: BTreeMap<StreamId, i64>,
-    heard: Instant,
-}
-
 /// What a lane has said of event time.
 struct Told {
     watermark: i64,
@@ -84,79 +74,78 @@ impl Default for Told {
     }
 }
 
-/// What a lane has to report of a split at the next barrier.
-#[derive(Debug, Default)]
-struct Touched {
-    position: Option<Position>,
-    finished: bool,
-    parked: bool,
-}
-
 impl Reader {
     /// Runs until the coordinator goes.
     pub(crate) async fn run(mut self) -> Result<()> {
         let mut changed = self.splits.subscribe();
         changed.mark_changed();
-        let mut open: Vec<OpenSplit> = Vec::new();
-        let mut touched: BTreeMap<SplitId, Touched> = BTreeMap::new();
+        let mut open = OpenSplits::default();
         let mut pending: Option<Order> = None;
         let (mut stopped, mut ended) = (false, false);
-        let mut next = 0;
         let mut told = Told::default();
-        let mut idle = tokio::time::interval(self.idle_after.clamp(Duration::from_millis(1), LONGEST_IDLE));
-        idle.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut idle, silent_looks) = idle_looks(self.idle_after);
+        let mut turns = 0_u32;
         loop {
             if let Some(order) = pending
-                && open.iter().all(|o| o.whole)
+                && open.may_be_cut()
             {
                 pending = None;
                 stopped |= order.last;
-                self.barrier(order.epoch, &mut touched).await?;
+                self.barrier(order.epoch, &mut open).await?;
+                open.go_on();
                 continue;
+            }
+            let closing = pending.is_some();
+            turns = turns.wrapping_add(1);
+            // While splits have something to say, they are heard without waiting for anything else.
+            let news = !closing && (!self.barriers.is_empty() || changed.has_changed().unwrap_or(true));
+            if !stopped && !news && !turns.is_multiple_of(LOOK_AROUND) {
+                let next = poll_fn(|cx| Poll::Ready(open.poll_next(closing, cx))).await;
+                if let Poll::Ready((slot, event)) = next {
+                    if self.handle(slot, event, &mut open, &mut told).await? {
+                        changed.mark_changed();
+                    }
+                    tokio::task::coop::consume_budget().await;
+                    continue;
+                }
             }
             tokio::select! {
                 biased;
-                order = self.barriers.recv(), if pending.is_none() => match order {
+                order = self.barriers.recv(), if !closing => match order {
                     Some(order) => pending = Some(order),
                     None => return Ok(()),
                 },
-                _ = changed.changed(), if pending.is_none() && !stopped => {
-                    self.take_work(&mut open, &mut touched, &mut ended).await?;
-                    self.tell_watermark(self.lowest(&open), &mut told).await?;
+                _ = changed.changed(), if !closing && !stopped => {
+                    self.take_work(&mut open, &mut ended).await?;
+                    self.tell_watermark(open.lowest(), &mut told).await?;
                 }
-                (i, event) = poll_fn(|cx| poll_open(&mut open, &mut next, pending.is_some(), cx)),
-                    if !stopped =>
-                {
-                    let timed = matches!(event, Some(Ok(SourceEvent::Watermark { .. } | SourceEvent::Finished)));
-                    let before = open.len();
-                    self.handle(i, event, &mut open, &mut touched).await?;
-                    if open.len() < before {
+                _ = idle.tick(), if !stopped => {
+                    open.look_for_idle(silent_looks);
+                    self.tell_watermark(open.lowest(), &mut told).await?;
+                }
+                (slot, event) = poll_fn(|cx| open.poll_next(closing, cx)), if !stopped => {
+                    if self.handle(slot, event, &mut open, &mut told).await? {
                         changed.mark_changed();
                     }
-                    if timed || told.idle {
-                        self.tell_watermark(self.lowest(&open), &mut told).await?;
-                    }
                 }
-                _ = idle.tick(), if !stopped => self.tell_watermark(self.lowest(&open), &mut told).await?,
             }
         }
     }
 
     /// Opens what is this lane's to read and lets go of what no longer is.
-    async fn take_work(
-        &mut self,
-        open: &mut Vec<OpenSplit>,
-        touched: &mut BTreeMap<SplitId, Touched>,
-        ended: &mut bool,
-    ) -> Result<()> {
-        let work = self.splits.work(self.lane, !open.iter().any(|o| o.split.bounded));
-        for id in work.revoke {
-            open.iter_mut().filter(|o| o.split.id == id).for_each(|o| o.revoked = true);
-        }
+    async fn take_work(&mut self, open: &mut OpenSplits, ended: &mut bool) -> Result<()> {
+        let work = self.splits.work(self.lane, !open.has_bounded());
         for (split, after) in work.open {
-            open.push(self.open(split, after).await?);
+            let events = self
+                .source
+                .open(&self.cx, &split, after.as_ref(), &self.scan)
+                .await
+                .with("split", &split.id)?;
+            open.open(split, after, events);
         }
-        self.drop_revoked(open, touched);
+        for split in open.revoke(&work.revoke) {
+            self.splits.closed(self.lane, &split, false);
+        }
         if work.exhausted && open.is_empty() && !*ended {
             *ended = true;
             self.router.end().await?;
@@ -167,111 +156,82 @@ impl Reader {
         Ok(())
     }
 
-    async fn open(&self, split: Split, after: Option<Position>) -> Result<OpenSplit> {
-        let events =
-            self.source.open(&self.cx, &split, after.as_ref(), &self.scan).await.with("split", &split.id)?;
-        Ok(OpenSplit {
-            split,
-            events,
-            position: after,
-            whole: true,
-            revoked: false,
-            watermarks: BTreeMap::new(),
-            heard: Instant::now(),
-        })
-    }
-
+    /// Says whether a split was closed.
     async fn handle(
         &mut self,
-        i: usize,
+        slot: usize,
         event: Option<Result<SourceEvent>>,
-        open: &mut Vec<OpenSplit>,
-        touched: &mut BTreeMap<SplitId, Touched>,
-    ) -> Result<()> {
-        let now = &mut open[i];
-        now.heard = Instant::now();
+        open: &mut OpenSplits,
+        told: &mut Told,
+    ) -> Result<bool> {
+        let Some(now) = open.heard(slot) else { return Ok(false) };
         let event = event
             .unwrap_or_else(|| Err(Error::internal("the source's stream broke off without an end")))
             .with("split", &now.split.id)?;
+        let mut ended = None;
         match event {
             SourceEvent::Batch { stream, batch, position } => {
-                now.moved(position, touched);
+                let batch = self.narrowed(now, stream, batch).with("stream", stream.0)?;
+                open.moved(slot, position);
                 self.emit(stream, batch).await?;
             }
             SourceEvent::Rejects { rejects, position } => {
-                now.moved(position, touched);
                 let split = now.split.id.clone();
-                for mut reject in rejects {
-                    self.counter.rows_in(reject.rows);
-                    self.counter.rejected(reject.rows);
-                    reject.origin.split.get_or_insert_with(|| split.clone());
-                    if let [only] = &*self.streams {
-                        reject.origin.stream.get_or_insert_with(|| only.clone());
-                    }
-                    self.rejects.reject(reject).await?;
-                }
+                open.moved(slot, position);
+                self.reject(&split, rejects).await?;
             }
             SourceEvent::Schema { stream, schema } => {
                 if let Some(known) = self.schemas.get_mut(stream.0) {
                     *known = schema.clone();
+                    open.forget_met(stream);
                 }
                 self.router.schema(stream.0, &schema).await?;
             }
-            SourceEvent::Watermark { stream, micros } => {
-                let known = now.watermarks.entry(stream).or_insert(micros);
-                *known = micros.max(*known);
-            }
-            SourceEvent::Progress(position) => now.moved(Some(position), touched),
-            SourceEvent::Finished => {
-                let done = open.swap_remove(i);
-                let entry = touched.entry(done.split.id.clone()).or_default();
-                entry.finished = true;
-                if entry.position.is_none() {
-                    entry.position = done.position.clone();
-                }
-                self.splits.closed(self.lane, &done.split);
-            }
+            SourceEvent::Watermark { stream, micros } => open.watermark(slot, stream, micros),
+            SourceEvent::Progress(position) => open.moved(slot, Some(position)),
+            SourceEvent::Finished => ended = open.finished(slot),
         }
-        if open.iter().any(|o| o.revoked) {
-            self.drop_revoked(open, touched);
+        let left = open.let_go(slot);
+        if let Some(split) = ended.as_ref().or(left.as_ref()) {
+            self.splits.closed(self.lane, split, ended.is_some());
         }
-        Ok(())
+        self.tell_watermark(open.lowest(), told).await?;
+        Ok(ended.is_some() || left.is_some())
+    }
+
+    fn narrowed(&self, now: &mut OpenSplit, stream: StreamId, batch: RecordBatch) -> Result<RecordBatch> {
+        let Some(expected) = self.schemas.get(stream.0) else {
+            return Err(Error::internal("rows of a stream that was not announced"));
+        };
+        let met = match now.met(stream) {
+            Some(met) if met.is_for(batch.schema_ref()) => met,
+            unknown => unknown.insert(Met::new(batch.schema(), expected)?),
+        };
+        met.narrow(batch, expected)
     }
 
     async fn emit(&mut self, stream: StreamId, batch: RecordBatch) -> Result<()> {
-        let Some(expected) = self.schemas.get_mut(stream.0) else {
-            return Err(Error::internal("rows of a stream that was not announced").with("stream", stream.0));
-        };
-        let schema = batch.schema_ref();
-        let batch = if Arc::ptr_eq(schema, expected) || schema.fields() == expected.fields() {
-            // From now on the pointers are equal.
-            *expected = batch.schema();
-            batch
-        } else {
-            narrow(&batch, expected).with("stream", stream.0)?
-        };
         let rows = batch.num_rows() as u64;
         if rows == 0 {
             return Ok(());
         }
         self.counter.rows_in(rows);
-        self.counter.rows_out(rows, estimated_bytes(&batch) as u64);
-        self.router.batch(stream.0, batch).await
+        let bytes = estimated_bytes(&batch);
+        self.counter.rows_out(rows, bytes as u64);
+        self.router.batch(stream.0, batch, bytes).await
     }
 
-    fn drop_revoked(&self, open: &mut Vec<OpenSplit>, touched: &mut BTreeMap<SplitId, Touched>) {
-        open.retain(|o| {
-            let leave = o.revoked && o.whole;
-            if leave {
-                let entry = touched.entry(o.split.id.clone()).or_default();
-                entry.parked = true;
-                if entry.position.is_none() {
-                    entry.position = o.position.clone();
-                }
-                self.splits.closed(self.lane, &o.split);
+    async fn reject(&mut self, split: &SplitId, rejects: Vec<Reject>) -> Result<()> {
+        for mut reject in rejects {
+            self.counter.rows_in(reject.rows);
+            self.counter.rejected(reject.rows);
+            reject.origin.split.get_or_insert_with(|| split.clone());
+            if let [only] = &*self.streams {
+                reject.origin.stream.get_or_insert_with(|| only.clone());
             }
-            !leave
-        });
+            self.rejects.reject(reject).await?;
+        }
+        Ok(())
     }
 
     /// Tells the lowest watermark of all splits that are not idle when it has risen, and that the lane
@@ -291,21 +251,11 @@ impl Reader {
         }
     }
 
-    /// The lowest watermark of the splits that are not idle; `None` if all are.
-    fn lowest(&self, open: &[OpenSplit]) -> Option<i64> {
-        let lively = open.iter().filter(|o| o.heard.elapsed() < self.idle_after);
-        lively.map(|o| o.watermarks.values().min().copied().unwrap_or(i64::MIN)).min()
-    }
-
-    async fn barrier(&mut self, epoch: Epoch, touched: &mut BTreeMap<SplitId, Touched>) -> Result<()> {
+    async fn barrier(&mut self, epoch: Epoch, open: &mut OpenSplits) -> Result<()> {
         failpoint("barrier");
         self.rejects.passed(epoch);
         self.router.barrier(epoch).await?;
-        let splits = std::mem::take(touched)
-            .into_iter()
-            .map(|(id, t)| SplitProgress { id, position: t.position, finished: t.finished, parked: t.parked })
-            .collect();
-        let counts = self.counter.take();
+        let (splits, counts) = (open.progress(), self.counter.take());
         self.tell(Message::ReaderAtBarrier { node: self.node, epoch, splits, counts })
     }
 
@@ -314,62 +264,13 @@ impl Reader {
     }
 }
 
-impl OpenSplit {
-    fn moved(&mut self, position: Option<Position>, touched: &mut BTreeMap<SplitId, Touched>) {
-        self.whole = position.is_some();
-        if position.is_some() {
-            self.position.clone_from(&position);
-            touched.entry(self.split.id.clone()).or_default().position = position;
-        }
-    }
-}
-
-/// The next event of any open split, in turn. Before a barrier only those splits go on that stand
-/// inside a unit that must not be cut.
-fn poll_open(
-    open: &mut [OpenSplit],
-    next: &mut usize,
-    closing: bool,
-    cx: &mut TaskContext<'_>,
-) -> Poll<(usize, Option<Result<SourceEvent>>)> {
-    let count = open.len();
-    for step in 0..count {
-        let i = (*next + step) % count;
-        if closing && open[i].whole {
-            continue;
-        }
-        if let Poll::Ready(event) = open[i].events.poll_next_unpin(cx) {
-            *next = (i + 1) % count;
-            return Poll::Ready((i, event));
-        }
-    }
-    Poll::Pending
-}
-
-/// The expected columns of a batch that has more, or has them in another order.
-fn narrow(batch: &RecordBatch, expected: &SchemaRef) -> Result<RecordBatch> {
-    let schema = batch.schema_ref();
-    let mut indices = Vec::with_capacity(expected.fields().len());
-    for field in expected.fields() {
-        match schema.index_of(field.name()) {
-            Ok(i) if schema.field(i).data_type() == field.data_type() => indices.push(i),
-            Ok(i) => {
-                return Err(Error::internal("the source's rows don't have the announced type")
-                    .with("column", field.name())
-                    .with("expected", field.data_type())
-                    .with("found", schema.field(i).data_type()));
-            }
-            Err(_) => {
-                return Err(Error::internal("the source's rows lack an announced column")
-                    .with("column", field.name()));
-            }
-        }
-    }
-    let narrowed =
-        batch.project(&indices).map_err(|e| Error::internal("can't narrow a batch").caused_by(e))?;
-    narrowed
-        .with_schema(expected.clone())
-        .map_err(|e| Error::internal("the source's rows don't have the announced schema").caused_by(e))
+/// A clock that ticks, and after how many ticks without an event a split is idle.
+fn idle_looks(idle_after: Duration) -> (Interval, u64) {
+    let every = (idle_after / LOOKS_UNTIL_IDLE).clamp(Duration::from_millis(1), SELDOM);
+    let looks = idle_after.as_nanos().div_ceil(every.as_nanos());
+    let mut clock = tokio::time::interval(every);
+    clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    (clock, u64::try_from(looks).unwrap_or(u64::MAX))
 }
 
 /// Feeds a source's split changes to the board until there are no more.

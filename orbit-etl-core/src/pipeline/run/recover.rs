@@ -162,7 +162,10 @@ async fn claim_sinks(
     sessions: &mut Sessions,
 ) -> Result<BTreeMap<usize, Committed>> {
     let mut committed = BTreeMap::new();
-    for (i, session) in sessions.iter_mut() {
+    for (claimed, (i, session)) in sessions.iter_mut().enumerate() {
+        if claimed > 0 {
+            failpoint("between_sink_claims");
+        }
         let lineage = Lineage {
             id: claim.state().lineage.clone(),
             sink: plan.nodes[*i].name.clone(),

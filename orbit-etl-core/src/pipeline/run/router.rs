@@ -7,6 +7,7 @@ use arrow::row::{RowConverter, SortField};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::edge::{Item, Sender};
+use crate::batch::estimated_bytes;
 use crate::error::{Error, Result};
 use crate::sink::Epoch;
 use crate::transform::KEY_GROUPS;
@@ -24,6 +25,9 @@ pub(crate) struct Router {
 pub(crate) enum Route {
     /// All rows go along one edge.
     Whole { edge: usize, port: usize },
+    /// Each batch goes along one of the edges: in turn, but for those that are full while another
+    /// isn't.
+    InTurn { edges: Vec<usize>, port: usize, next: usize },
     /// Each row goes to the lane that owns its key group; one edge per lane.
     Keyed { edges: Vec<usize>, port: usize, keys: Keys },
 }
@@ -33,29 +37,24 @@ impl Router {
         Self { edges, routes }
     }
 
-    pub(crate) async fn batch(&mut self, output: usize, batch: RecordBatch) -> Result<()> {
+    /// `bytes` is about how many the rows have.
+    pub(crate) async fn batch(&mut self, output: usize, batch: RecordBatch, bytes: usize) -> Result<()> {
         let Some(routes) = self.routes.get_mut(output) else {
             return Err(Error::internal("rows for an output that was not announced").with("output", output));
         };
-        for route in routes {
-            match route {
-                Route::Whole { edge, port } => {
-                    self.edges[*edge].send(Item::Batch { port: *port, batch: batch.clone() }).await?;
-                }
-                Route::Keyed { edges, port, keys } => {
-                    for (lane, rows) in keys.partition(&batch, edges.len())? {
-                        self.edges[edges[lane]].send(Item::Batch { port: *port, batch: rows }).await?;
-                    }
-                }
-            }
+        // The last reader takes the batch itself.
+        let Some((last, others)) = routes.split_last_mut() else { return Ok(()) };
+        for route in others {
+            route.send(&mut self.edges, batch.clone(), bytes).await?;
         }
-        Ok(())
+        last.send(&mut self.edges, batch, bytes).await
     }
 
     pub(crate) async fn schema(&mut self, output: usize, schema: &SchemaRef) -> Result<()> {
         for route in self.routes.get_mut(output).into_iter().flatten() {
             let (edges, port) = match route {
                 Route::Whole { edge, port } => (std::slice::from_ref(edge), *port),
+                Route::InTurn { edges, port, .. } => (edges.as_slice(), *port),
                 Route::Keyed { edges, port, keys } => {
                     *keys = Keys::new(keys.columns.clone(), schema)?;
                     (edges.as_slice(), *port)
@@ -86,10 +85,36 @@ impl Router {
 
     /// None of these items needs credit, so no consumer that waits can hold them back from another.
     async fn everywhere(&mut self, item: impl Fn() -> Item) -> Result<()> {
-        for edge in &self.edges {
+        for edge in &mut self.edges {
             edge.send(item()).await?;
         }
         Ok(())
+    }
+}
+
+impl Route {
+    async fn send(&mut self, senders: &mut [Sender], batch: RecordBatch, bytes: usize) -> Result<()> {
+        match self {
+            Self::Whole { edge, port } => {
+                senders[*edge].send(Item::Batch { port: *port, batch, bytes }).await
+            }
+            Self::InTurn { edges, port, next } => {
+                let count = edges.len();
+                let lane = (0..count)
+                    .map(|step| (*next + step) % count)
+                    .find(|lane| senders[edges[*lane]].has_room(bytes))
+                    .unwrap_or(*next);
+                *next = (lane + 1) % count;
+                senders[edges[lane]].send(Item::Batch { port: *port, batch, bytes }).await
+            }
+            Self::Keyed { edges, port, keys } => {
+                for (lane, rows) in keys.partition(&batch, edges.len())? {
+                    let bytes = estimated_bytes(&rows);
+                    senders[edges[lane]].send(Item::Batch { port: *port, batch: rows, bytes }).await?;
+                }
+                Ok(())
+            }
+        }
     }
 }
 

@@ -1,6 +1,5 @@
 //! Which splits a source has, which lane reads which, and how far each has come.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -45,6 +44,8 @@ struct Known {
     parked: bool,
     /// A lane is told to leave it, or has left it; where it stands is known at the next barrier.
     revoking: bool,
+    /// A lane has read it to its end; it is forgotten at the next barrier.
+    ended: bool,
 }
 
 #[derive(Debug, Default)]
@@ -110,13 +111,20 @@ impl Splits {
         let mut ready = Vec::new();
         for split in change.added {
             let id = split.id.clone();
-            let known = board.known.entry(id.clone());
-            let new = matches!(known, Entry::Vacant(_));
-            let known = known.or_insert_with(|| Known::new(split));
-            if known.revoking {
-                board.coming_back.insert(id);
-            } else if new || std::mem::take(&mut known.parked) {
-                ready.push(id);
+            match board.known.get_mut(&id) {
+                None => {
+                    board.known.insert(id.clone(), Known::new(split));
+                    ready.push(id);
+                }
+                Some(known) if known.ended => {}
+                Some(known) if known.revoking => {
+                    board.coming_back.insert(id);
+                }
+                Some(known) => {
+                    if std::mem::take(&mut known.parked) {
+                        ready.push(id);
+                    }
+                }
             }
         }
         // Only now is it known which of them wait for one another.
@@ -165,9 +173,13 @@ impl Splits {
         self.lock().is_stuck()
     }
 
-    /// The lane reads this split no more; the other lanes may now be stuck.
-    pub(crate) fn closed(&self, lane: usize, split: &Split) {
+    /// The lane reads this split no more, as it has ended or was revoked; the other lanes may now be
+    /// stuck.
+    pub(crate) fn closed(&self, lane: usize, split: &Split, ended: bool) {
         let mut board = self.lock();
+        if let Some(known) = board.known.get_mut(&split.id) {
+            known.ended = ended;
+        }
         board.lanes[lane].reading.remove(&split.id);
         if !split.bounded {
             board.lanes[lane].unbounded -= 1;
@@ -258,7 +270,7 @@ impl Splits {
 
 impl Known {
     fn new(split: Split) -> Self {
-        Self { split, position: None, parked: false, revoking: false }
+        Self { split, position: None, parked: false, revoking: false, ended: false }
     }
 }
 
@@ -284,7 +296,7 @@ impl Board {
 
     fn revoke(&mut self, id: &SplitId) {
         self.coming_back.remove(id);
-        if self.known.get(id).is_some_and(|known| known.revoking) {
+        if self.known.get(id).is_some_and(|known| known.revoking || known.ended) {
             return;
         }
         self.queue.retain(|queued| queued != id);
@@ -306,5 +318,36 @@ impl Board {
         if let Some(known) = self.known.get_mut(id) {
             known.parked = true;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn added(name: &str) -> SplitChange {
+        let split = Split::new(name, json!(null));
+        SplitChange { added: vec![split], revoked: Vec::new(), position: Position(json!("told")) }
+    }
+
+    #[test]
+    fn a_split_that_has_ended_is_forgotten_with_its_epoch_and_not_before() {
+        let splits = Splits::new(1, None);
+        splits.change(added("s"));
+        let (split, _) = splits.work(0, true).open.remove(0);
+        splits.closed(0, &split, true);
+        // Opened now it would be read from where the last checkpoint has it.
+        let revoked = vec![SplitId::new("s")];
+        splits.change(SplitChange { revoked, added: Vec::new(), position: Position(json!("told")) });
+        splits.change(added("s"));
+        assert!(splits.work(0, true).open.is_empty());
+        let position = Some(Position(json!(10)));
+        let id = SplitId::new("s");
+        splits.acknowledged_by_lane(vec![SplitProgress { id, position, finished: true, parked: false }]);
+        assert!(splits.snapshot().splits.is_empty());
+        splits.change(added("s"));
+        let (_, position) = splits.work(0, true).open.remove(0);
+        assert_eq!(position, None);
     }
 }

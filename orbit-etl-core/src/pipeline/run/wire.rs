@@ -22,6 +22,7 @@ use crate::context::Context;
 use crate::error::{Error, Result, ResultExt};
 use crate::fault::{DeadLetters, RejectPort};
 use crate::observe::{Counter, NodeMetrics};
+use crate::pipeline::lanes::Deal;
 use crate::pipeline::options::{Action, OnError};
 use crate::pipeline::plan::{Plan, PlanNode, Role};
 use crate::sink::{CommitMode, Epoch, LaneId};
@@ -88,7 +89,7 @@ impl Wiring<'_> {
         };
         for (i, node) in plan.nodes.iter().enumerate() {
             let cx = self.cx.for_node(&node.name);
-            let counter = || Counter::new(Arc::clone(&wired.metrics[i]));
+            let counter = || Counter::new(&wired.metrics[i]);
             match &node.role {
                 Role::Source { source, scans, .. } => {
                     let splits =
@@ -143,6 +144,7 @@ impl Wiring<'_> {
                         spooled: *spooled,
                         operator,
                         router: routers.remove(&(i, 0)).unwrap_or_default(),
+                        rejects: port(node),
                         live: Arc::clone(&wired.metrics[i]),
                         coordinator: coordinator.clone(),
                     };
@@ -155,8 +157,8 @@ impl Wiring<'_> {
                     for lane in 0..node.lanes {
                         let mut links = Vec::with_capacity(members.len());
                         for member in &members {
-                            let live = Arc::clone(&wired.metrics[*member]);
-                            links.push(self.link(*member, lane, port(&plan.nodes[*member]), live).await?);
+                            let counter = Counter::new(&wired.metrics[*member]);
+                            links.push(self.link(*member, lane, port(&plan.nodes[*member]), counter).await?);
                         }
                         let chain = Chain {
                             gate: Gate::new(gates.remove(&(i, lane, 0)).unwrap_or_default()),
@@ -218,13 +220,7 @@ impl Wiring<'_> {
         Ok((letters, Some(close)))
     }
 
-    async fn link(
-        &self,
-        node: usize,
-        lane: usize,
-        rejects: RejectPort,
-        live: Arc<NodeMetrics>,
-    ) -> Result<Link> {
+    async fn link(&self, node: usize, lane: usize, rejects: RejectPort, counter: Counter) -> Result<Link> {
         let planned = &self.plan.nodes[node];
         let Role::Transform { transform, distribution, .. } = &planned.role else {
             return Err(Error::internal("only transforms are chained").with("node", &planned.name));
@@ -250,7 +246,7 @@ impl Wiring<'_> {
             operator,
             distribution: distribution.clone(),
             rejects,
-            counter: Counter::new(live),
+            counter,
         })
     }
 
@@ -293,6 +289,10 @@ impl Wiring<'_> {
                                     .with("node", &reader.name)?;
                                 let edges = (0..reader.lanes).map(|l| to(place_of(l))).collect();
                                 consumers.push(Route::Keyed { edges, port, keys });
+                            }
+                            Role::Sink { deals, .. } if deals.get(port) == Some(&Deal::InTurn) => {
+                                let edges = (0..reader.lanes).map(|l| to(place_of(l))).collect();
+                                consumers.push(Route::InTurn { edges, port, next: lane % reader.lanes });
                             }
                             _ => {
                                 let edge = to(place_of(lane % reader.lanes));

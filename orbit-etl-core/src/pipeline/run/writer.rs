@@ -6,7 +6,6 @@ use tokio::sync::{mpsc, watch};
 
 use super::gate::{Event, Gate};
 use super::report::Message;
-use crate::batch::estimated_bytes;
 use crate::error::{Error, Result};
 use crate::event::StreamId;
 use crate::fault::{RejectPort, failpoint};
@@ -34,9 +33,9 @@ impl Writer {
     pub(crate) async fn run(mut self) -> Result<()> {
         loop {
             match self.gate.next().await? {
-                Event::Batch { port, batch } => {
+                Event::Batch { port, batch, bytes } => {
                     self.counter.rows_in(batch.num_rows() as u64);
-                    self.counter.rows_out(batch.num_rows() as u64, estimated_bytes(&batch) as u64);
+                    self.counter.rows_out(batch.num_rows() as u64, bytes as u64);
                     self.writer.write(StreamId(port), batch).await?;
                 }
                 Event::Schema { port, schema } => {
