@@ -6,6 +6,9 @@ use std::fmt;
 /// A result with Orbit's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// The piece of the place that errors about too many rejected rows have: how many were allowed.
+pub(crate) const CEILING: &str = "ceiling";
+
 type Source = Box<dyn StdError + Send + Sync + 'static>;
 
 /// What went wrong, as far as a caller can act on it.
@@ -216,6 +219,12 @@ impl Error {
     /// Whether the same request may succeed when sent again; decided where the error was made.
     pub fn is_retryable(&self) -> bool {
         self.0.retryable
+    }
+
+    /// Whether the run stopped because more rows were rejected than
+    /// [`OnError`](crate::OnError) allows.
+    pub fn is_ceiling(&self) -> bool {
+        self.context(CEILING).is_some()
     }
 
     /// The message alone, without place, remedy and cause.

@@ -232,8 +232,9 @@ impl Registry {
         self.absent.get(type_tag).map(String::as_str)
     }
 
-    pub(crate) fn absent_types(&self) -> impl Iterator<Item = &str> {
-        self.absent.keys().map(String::as_str)
+    /// Every type that this build lacks, with the feature that would bring it.
+    pub fn absent_types(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.absent.iter().map(|(tag, feature)| (tag.as_str(), feature.as_str()))
     }
 
     pub(crate) fn source_entry(&self, type_tag: &str) -> Option<&Registered<dyn Source>> {

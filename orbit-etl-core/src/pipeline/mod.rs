@@ -16,6 +16,7 @@ mod run;
 pub use builder::{Pipeline, PipelineBuilder};
 pub use delivery::Guarantee;
 pub use explain::{ExplainedNode, Explanation};
+pub use graph::NodeInfo;
 pub use options::{Again, Delivery, OnError, Restart};
 pub use output::{Collected, Output};
 pub use run::Running;

@@ -143,7 +143,7 @@ fn registry_knows(
     }
     // A feature that is off may be what was meant.
     if nearest(tag, known.iter().copied()).is_none()
-        && let Some(near) = nearest(tag, registry.absent_types())
+        && let Some(near) = nearest(tag, registry.absent_types().map(|(tag, _)| tag))
         && let Some(feature) = registry.absent(near)
     {
         return Err(

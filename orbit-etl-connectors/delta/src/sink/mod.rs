@@ -287,7 +287,7 @@ impl DeltaSink {
 #[async_trait]
 impl Connector for DeltaSink {
     fn info(&self) -> ConnectorInfo {
-        ConnectorInfo::new("delta", format!("delta {}", redact(&self.path)))
+        ConnectorInfo::new("delta", format!("delta {}", redact(&self.path))).with_path(&self.path)
     }
 
     fn validate(&self) -> Result<()> {

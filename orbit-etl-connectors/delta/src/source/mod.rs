@@ -196,7 +196,7 @@ impl DeltaSource {
 impl Connector for DeltaSource {
     fn info(&self) -> ConnectorInfo {
         let what = if self.changes { "changes of " } else { "" };
-        ConnectorInfo::new("delta", format!("delta {what}{}", redact(&self.path)))
+        ConnectorInfo::new("delta", format!("delta {what}{}", redact(&self.path))).with_path(&self.path)
     }
 
     fn validate(&self) -> Result<()> {

@@ -308,7 +308,7 @@ impl FilesSink {
 #[async_trait]
 impl Connector for FilesSink {
     fn info(&self) -> ConnectorInfo {
-        ConnectorInfo::new("files", format!("{} {}", self.format, redact(&self.path)))
+        ConnectorInfo::new("files", format!("{} {}", self.format, redact(&self.path))).with_path(&self.path)
     }
 
     fn validate(&self) -> Result<()> {

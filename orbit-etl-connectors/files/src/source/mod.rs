@@ -385,7 +385,7 @@ impl FilesSource {
 impl Connector for FilesSource {
     fn info(&self) -> ConnectorInfo {
         let format = self.known_format().map_or("files", Format::as_str);
-        ConnectorInfo::new("files", format!("{format} {}", redact(&self.path)))
+        ConnectorInfo::new("files", format!("{format} {}", redact(&self.path))).with_path(&self.path)
     }
 
     fn validate(&self) -> Result<()> {
