@@ -7,4 +7,5 @@ mod crash;
 mod hostile;
 mod job;
 mod paced;
+mod spec;
 mod target;

@@ -20,6 +20,7 @@ pub mod pipeline;
 mod registry;
 mod sink;
 mod source;
+pub mod spec;
 mod transform;
 
 pub use connector::{Connector, ConnectorInfo, Health, StreamInfo};
@@ -33,6 +34,7 @@ pub use sink::{
     Publication, Sink, SinkSession, SinkWriter,
 };
 pub use source::{FilterPushdown, Pushdown, Replay, ScanRequest, Source, Split, SplitChange};
+pub use spec::Spec;
 pub use transform::{
     BlockingOperator, Distribution, KEY_GROUPS, Operator, OperatorState, Started, Transform,
 };

@@ -86,7 +86,7 @@ pub(super) async fn nothing_but_rejects() {
         Schema::new(vec![Field::new("id", DataType::Int64, true), Field::new("text", DataType::Utf8, true)]);
     let rejected = home.path().join("rejected");
     let report = Pipeline::builder("rejects")
-        .source("files", FilesSource::csv(path.display().to_string()).columns(Arc::new(schema)))
+        .source("files", FilesSource::csv(path.display().to_string()).schema(Arc::new(schema)))
         .sink("lake", FilesSink::parquet(home.path().join("lake").display().to_string()))
         .on_error(OnError::dead_letter(FilesSink::json(rejected.display().to_string())))
         .checkpoint(home.path().join("state"), Duration::from_secs(1))

@@ -37,7 +37,7 @@ fn long_row(home: &Path) -> orbit_etl::PipelineBuilder {
     write_long_row(&path);
     let schema =
         Schema::new(vec![Field::new("id", DataType::Int64, true), Field::new("text", DataType::Utf8, true)]);
-    let source = FilesSource::csv(path.display().to_string()).columns(Arc::new(schema)).max_record(2 * LONG);
+    let source = FilesSource::csv(path.display().to_string()).schema(Arc::new(schema)).max_record(2 * LONG);
     Pipeline::builder("row")
         .source("files", source)
         .sink("lake", FilesSink::parquet(home.join("lake").display().to_string()))

@@ -3,10 +3,11 @@
 use std::fmt;
 
 use orbit_etl_core::{Error, Result};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How rows stand in a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Format {
@@ -108,7 +109,7 @@ impl fmt::Display for Format {
 }
 
 /// How bytes are made fewer: of a whole text file, or of the blocks inside another one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Compression {
@@ -190,8 +191,8 @@ impl fmt::Display for Compression {
 /// A timestamp with a zone is no value of a column without one, nor the other way round. Digits of a
 /// second beyond the column's unit must be zeros, and leap seconds belong to no type. A later value of
 /// an inferred column that would have made it text, had it been in the sample, is malformed; its
-/// reject says that giving the type in `columns` would help.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// reject says that giving the type in `schema` would help.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CsvOptions {
     /// Between two columns. One ASCII character.

@@ -12,7 +12,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::batch::{compact, row_bytes};
-use crate::error::{Error, Result};
+use crate::error::{CEILING, Error, Result};
 use crate::event::{Payload, Reject};
 use crate::sink::Epoch;
 
@@ -193,7 +193,7 @@ impl DeadLetters {
         }
         let rows = self.rejected.fetch_add(reject.rows, Ordering::Relaxed) + reject.rows;
         if rows > self.max_rows {
-            return Err(as_error(reject).with("rejected", rows).with("ceiling", self.max_rows).remedy(
+            return Err(as_error(reject).with("rejected", rows).with(CEILING, self.max_rows).remedy(
                 "more rows were rejected than `on_error` allows; mend the data or raise the ceiling",
             ));
         }

@@ -121,7 +121,7 @@ impl MemorySink {
 #[async_trait]
 impl Connector for MemorySink {
     fn info(&self) -> ConnectorInfo {
-        ConnectorInfo::new("memory", format!("memory table, {}", self.mode))
+        ConnectorInfo::new("memory", format!("memory table, {}", self.mode)).with_local(true)
     }
 
     fn validate(&self) -> Result<()> {

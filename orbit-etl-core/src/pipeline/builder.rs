@@ -15,7 +15,7 @@ use crate::context::{Context, ContextBuilder, DEFAULT_BATCH_ROWS};
 use crate::error::{Error, Result, ResultExt};
 use crate::observe::RunReport;
 use crate::pipeline::explain::Explanation;
-use crate::pipeline::graph::{Graph, Kind, Node};
+use crate::pipeline::graph::{Graph, Kind, Node, NodeInfo};
 use crate::pipeline::options::{Action, Again, Delivery, OnError, Restart};
 use crate::pipeline::plan::{Plan, PlanOptions};
 use crate::pipeline::run::{Control, Running, run};
@@ -41,7 +41,7 @@ pub(crate) struct Definition {
 }
 
 /// What a pipeline is told besides its nodes.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) on_error: OnError,
     pub(crate) restart: Restart,
@@ -75,6 +75,66 @@ impl Pipeline {
     /// The pipeline's name.
     pub fn name(&self) -> &str {
         &self.definition.name
+    }
+
+    /// The nodes, each after those that it reads, the dead letters last. Pure.
+    pub fn nodes(&self) -> Vec<NodeInfo> {
+        let nodes = self.definition.graph.nodes.iter().map(NodeInfo::of);
+        let letters = match &self.definition.settings.on_error.action {
+            Action::DeadLetter(sink) => Some(NodeInfo::dead_letters(&**sink)),
+            Action::Fail | Action::Skip => None,
+        };
+        nodes.chain(letters).collect()
+    }
+
+    /// The part that leads to a node, with this sink behind it: it gets what a source or a transform sends
+    /// on, or what a sink would get. State is kept in memory, and rows that can't go on are skipped, so
+    /// that running it reads from the start and leaves everything as it is.
+    ///
+    /// # Errors
+    /// [`Config`](crate::ErrorKind::Config): there is no such node.
+    pub fn tap(&self, node: &str, sink: impl Sink) -> Result<Self> {
+        let sink: Arc<dyn Sink> = Arc::new(sink);
+        let graph = &self.definition.graph;
+        let mut nodes = graph.leading_to(node);
+        match nodes.last_mut() {
+            Some(last) if matches!(last.kind, Kind::Sink(_)) => {
+                last.kind = Kind::Sink(sink);
+                last.delivery = None;
+            }
+            Some(last) => {
+                let mut name = "tap".to_owned();
+                while graph.index_of(&name).is_some() {
+                    name.push('_');
+                }
+                let inputs = vec![last.name.clone()];
+                nodes.push(Node { name, kind: Kind::Sink(sink), inputs, delivery: None });
+            }
+            None => return Err(Error::config("there is no node of that name").with("node", node)),
+        }
+        let settings = Settings {
+            on_error: OnError::skip(),
+            checkpoints: Checkpoints::Memory,
+            again: None,
+            delivery: None,
+            ..self.definition.settings.clone()
+        };
+        Ok(Self {
+            definition: Arc::new(Definition {
+                name: self.definition.name.clone(),
+                graph: Graph::new(nodes)?,
+                settings,
+                memory_log: Log::memory(),
+            }),
+        })
+    }
+
+    /// The log of the pipeline's checkpoints, to look at and to mend between runs.
+    ///
+    /// # Errors
+    /// The directory can't be made.
+    pub fn log(&self) -> Result<Log> {
+        self.definition.log()
     }
 
     /// Asks sources, transforms and sinks what a run would do: streams, lanes, what is pushed down, and
@@ -401,6 +461,23 @@ impl PipelineBuilder {
                 memory_log: Log::memory(),
             }),
         })
+    }
+
+    /// Adds a node that was made elsewhere.
+    pub(crate) fn node(
+        mut self,
+        name: String,
+        kind: Kind,
+        inputs: Vec<String>,
+        delivery: Option<Delivery>,
+    ) -> Self {
+        self.nodes.push(Node { name, kind, inputs, delivery });
+        self
+    }
+
+    /// How often an epoch ends as it stands.
+    pub(crate) fn every(&self) -> Duration {
+        self.settings.every
     }
 
     fn push(&mut self, name: String, kind: Kind) {

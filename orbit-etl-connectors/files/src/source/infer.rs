@@ -26,13 +26,13 @@ pub(crate) async fn resolve(source: &FilesSource, _cx: &Context) -> Result<Resol
     let location = source.location()?;
     let files = list::list(&location, source.known_format(), source.partitions).await?;
     let format = format_of(source, &files)?;
-    let (schema, reference) = match &source.columns {
-        Some(columns) => (Arc::clone(&columns.0), "columns".to_string()),
+    let (schema, reference) = match &source.schema {
+        Some(columns) => (Arc::clone(&columns.0), "schema".to_string()),
         None => found(source, &location, format, &files).await?,
     };
     Ok(Resolved {
         format,
-        schema: with_partitions(&schema, &files, source.columns.is_some()),
+        schema: with_partitions(&schema, &files, source.schema.is_some()),
         reference,
         missing: source.missing,
         extra: source.extra,
@@ -75,7 +75,7 @@ async fn found(
     let Some(reference) = sample().next() else {
         return Err(Error::schema("all files are empty, so they have no columns")
             .with("path", location)
-            .remedy("give `columns`"));
+            .remedy("give `schema`"));
     };
     let schema = match format {
         Format::Csv | Format::Json => {
@@ -94,7 +94,7 @@ async fn found(
             if fields.is_empty() {
                 return Err(Error::schema("no columns were found in the files looked at")
                     .with("file", &reference.name)
-                    .remedy("check the format, or give `columns`"));
+                    .remedy("check the format, or give `schema`"));
             }
             Arc::new(Schema::new(fields))
         }
@@ -129,7 +129,7 @@ fn merge_fields<'a>(
             .with("file", &file.name)
             .with("other file", &other.name)
             .with("column", field.name())
-            .remedy("give `columns`, or read the files as two sources"));
+            .remedy("give `schema`, or read the files as two sources"));
         };
         *known = known.clone().with_data_type(kind);
     }
@@ -198,7 +198,7 @@ impl Kind {
             _ => {
                 return Err(Error::schema("a key holds an object or a list here and something else there")
                     .with("column", name)
-                    .remedy("give `columns`; records that don't fit are rejected then"));
+                    .remedy("give `schema`; records that don't fit are rejected then"));
             }
         }
         Ok(())
@@ -393,7 +393,7 @@ pub(crate) fn csv_names(
     names: Vec<String>,
     file: &FileEntry,
 ) -> Vec<String> {
-    if source.csv.header || source.columns.is_none() {
+    if source.csv.header || source.schema.is_none() {
         return names;
     }
     let is_partition = |name: &str| file.partitions.iter().any(|(column, _)| column == name);

@@ -242,7 +242,7 @@ impl Node {
 /// What is said of a text that a column doesn't take; `fits`: it would if its type had been given.
 pub(crate) fn refusal(path: &str, data_type: &DataType, fits: bool) -> String {
     if fits {
-        format!("column `{path}` would be altered by the inferred {data_type}; give its type in `columns`")
+        format!("column `{path}` would be altered by the inferred {data_type}; give its type in `schema`")
     } else {
         format!("column `{path}` is not a valid {data_type}")
     }

@@ -186,7 +186,7 @@ async fn csv(opening: &Opening<'_>) -> Result<BoxStream<'static, Result<SourceEv
         })
         .collect();
     let schema = Arc::new(Schema::new(fields));
-    let inferred = source.columns.is_none();
+    let inferred = source.schema.is_none();
     let records = CsvRecords::new(&source.csv, source.keep_empty, &schema, &adapt.read, inferred)?;
     text_events(opening, records, adapt, text)
 }
@@ -205,7 +205,7 @@ async fn json(opening: &Opening<'_>) -> Result<BoxStream<'static, Result<SourceE
     let strict = resolved.extra == Extra::Error;
     let adapt = if strict { adapt.reading_all(&columns, file) } else { adapt };
     let fields: Vec<_> = adapt.read.iter().map(|i| Arc::clone(&resolved.schema.fields()[*i])).collect();
-    let records = JsonRecords::new(Arc::new(Schema::new(fields)), strict, source.columns.is_none())?;
+    let records = JsonRecords::new(Arc::new(Schema::new(fields)), strict, source.schema.is_none())?;
     text_events(opening, records, adapt, Text { input, buffer: Vec::new(), at })
 }
 

@@ -63,7 +63,7 @@ proptest! {
             arrow::datatypes::Field::new("first", arrow::datatypes::DataType::Utf8, true),
             arrow::datatypes::Field::new("second", arrow::datatypes::DataType::Utf8, true),
         ]);
-        let source = FilesSource::csv(path.to_str().unwrap()).columns(schema.into()).keep_empty(true);
+        let source = FilesSource::csv(path.to_str().unwrap()).schema(schema.into()).keep_empty(true);
         let expected: Vec<Vec<Option<String>>> =
             rows.iter().map(|(a, b, _)| vec![Some(a.clone()), Some(b.clone())]).collect();
         runtime().block_on(async {
@@ -84,7 +84,7 @@ proptest! {
         let path = dir.path().join("a.parquet");
         let batch = sample(300);
         write_parquet(&path, &batch, rows_per_group);
-        let source = FilesSource::parquet(path.to_str().unwrap()).columns(batch.schema());
+        let source = FilesSource::parquet(path.to_str().unwrap()).schema(batch.schema());
         let filters = vec![col("id").gt_eq(lit(low)).and(col("id").lt(lit(high))), col("id").is_not_null()];
         let scan = ScanRequest { filters, ..ScanRequest::all(StreamId(0), 16) };
         assert_eq!(source.pushdown(&scan).filters, [FilterPushdown::Inexact; 2]);
@@ -208,7 +208,7 @@ async fn parquet_is_split_between_row_groups() {
     let path = dir.path().join("a.parquet");
     let batch = sample(300);
     write_parquet(&path, &batch, 50);
-    let source = FilesSource::parquet(path.to_str().unwrap()).columns(batch.schema()).split_size(1_u64);
+    let source = FilesSource::parquet(path.to_str().unwrap()).schema(batch.schema()).split_size(1_u64);
     assert_eq!(splits(&source, None).await.unwrap().0.len(), 6);
     let found = read_with(&source, &ScanRequest::all(StreamId(0), 64)).await.unwrap();
     assert_eq!(found.all(&batch.schema()), batch);

@@ -35,7 +35,7 @@ async fn an_answer_that_is_too_short_is_no_answer() {
     let server = Server::start(GOOD, text);
     let columns =
         Schema::new(vec![Field::new("id", DataType::Int64, true), Field::new("name", DataType::Utf8, true)]);
-    let source = FilesSource::csv(server.url("a.csv")).columns(Arc::new(columns));
+    let source = FilesSource::csv(server.url("a.csv")).schema(Arc::new(columns));
     server.shorten_next(1);
     let error = read(&source).await.unwrap_err();
     assert!(error.is_retryable(), "{}", error.report());

@@ -15,7 +15,7 @@ use super::report::Message;
 use super::wire::Wired;
 use crate::checkpoint::{Claim, NodeCounts, Pending, State, is_undecided};
 use crate::context::Context;
-use crate::error::{Error, ErrorKind, Result, ResultExt};
+use crate::error::{CEILING, Error, ErrorKind, Result, ResultExt};
 use crate::event::{Position, Reject, SplitId};
 use crate::fault::{Rejected, failpoint};
 use crate::observe::{Outcome, Progress};
@@ -584,7 +584,7 @@ impl<'a> Epochs<'a> {
             return Err(Error::data("a larger share of rows was rejected than `on_error` allows")
                 .with("rejected", rejected)
                 .with("read", read)
-                .with("ceiling", ceiling)
+                .with(CEILING, ceiling)
                 .remedy("mend the data or raise the ceiling; nothing of this epoch was committed"));
         }
         Ok(())
@@ -594,6 +594,9 @@ impl<'a> Epochs<'a> {
         let nodes = self.plan.nodes.iter().zip(&self.wired.metrics);
         self.control.progress.send_replace(Progress {
             nodes: nodes.map(|(node, live)| (node.name.clone(), live.read())).collect(),
+            committed: self.tally.counts.clone(),
+            totals: self.tally.totals.clone(),
+            epochs: self.tally.epochs,
             epoch: self.state.epoch,
             elapsed: self.started.elapsed(),
         });
