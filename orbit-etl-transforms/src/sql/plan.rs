@@ -30,6 +30,10 @@ const SORT_RESERVATION: usize = 10 << 20;
 /// All sorts of one join together set aside an eighth of the memory.
 const SORT_SHARE: usize = 16;
 
+/// What a part of a join by sorting needs for its two sorts: each merges what it has spilled from some
+/// files at once, with a batch or two of each.
+const PART_MEMORY: usize = 5 << 20;
+
 /// A planned query: what it gives, and how. Nothing in it belongs to a run.
 pub(super) struct Planned {
     /// As it was written.
@@ -184,8 +188,14 @@ fn asks_order(query: &Query) -> bool {
 fn partitions(sql: &Sql, cx: &Context) -> usize {
     match sql.joins {
         Joins::Hash => cx.parallelism(),
-        // DataFusion doesn't think of sorting where there is one part only.
-        Joins::SortMerge => cx.parallelism().max(2),
+        Joins::SortMerge => {
+            let room = match cx.memory().memory_limit() {
+                MemoryLimit::Finite(limit) => limit / PART_MEMORY,
+                _ => usize::MAX,
+            };
+            // DataFusion doesn't think of sorting where there is one part only.
+            cx.parallelism().min(room).max(2)
+        }
     }
 }
 
