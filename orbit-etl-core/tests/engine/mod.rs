@@ -1,5 +1,6 @@
 //! The engine over model sources and sinks of every kind.
 
+mod between_runs;
 mod dealing;
 mod delivery;
 mod failure;
