@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -28,6 +29,14 @@ pub(crate) enum Command {
     /// Prints the JSON Schema of specs, for editors
     Schema,
     Init(InitArgs),
+    Test(TestArgs),
+    Generate(GenerateArgs),
+    /// Shows and changes what a pipeline remembers between runs
+    #[command(subcommand)]
+    State(StateCommand),
+    /// Shows the rows that could not go on
+    #[command(subcommand)]
+    DeadLetters(LettersCommand),
     /// Prints the completions of a shell
     Completions {
         /// The shell
@@ -78,7 +87,7 @@ pub(crate) struct SpecArgs {
     pub(crate) env_file: Option<PathBuf>,
 }
 
-/// Runs pipelines until their inputs end
+/// Runs pipelines until their inputs end, or by their schedules
 ///
 /// Standard output has the reports, standard error the progress. With the first SIGINT or SIGTERM, what
 /// was read is committed and the run stops; with a second one it stops at once. A further run goes on
@@ -96,6 +105,12 @@ pub(crate) struct RunArgs {
     pub(crate) files: Vec<PathBuf>,
     #[command(flatten)]
     pub(crate) spec: SpecArgs,
+    /// Runs by the specs' schedules, until a signal comes, instead of once
+    #[arg(long)]
+    pub(crate) schedule: bool,
+    /// Serves /metrics for Prometheus, /healthz and /readyz at this address: 127.0.0.1:9184
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) metrics: Option<SocketAddr>,
     /// How the report looks
     #[arg(long, value_enum, default_value_t = ReportFormat::Text, value_name = "FORMAT")]
     pub(crate) report: ReportFormat,
@@ -212,9 +227,127 @@ pub(crate) struct InitArgs {
     pub(crate) name: String,
 }
 
+/// Runs the tests of pipelines
+///
+/// A test names a spec, the rows of its sources and the rows that are expected at its nodes. Sources are
+/// replaced by the rows that are given, and sinks write nothing.
+#[derive(Debug, clap::Args)]
+pub(crate) struct TestArgs {
+    /// Files of tests
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+}
+
+/// Writes made-up rows into files
+///
+/// The same seed gives the same rows. Specs have such rows from a source of the type `generate`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct GenerateArgs {
+    /// A folder that isn't there yet
+    #[arg(value_name = "FOLDER")]
+    pub(crate) path: PathBuf,
+    /// A column: id=sequence, or city='{type: choice, values: [Bonn, Ulm]}'
+    #[arg(long, required = true, value_name = "NAME=TYPE", value_parser = pair)]
+    pub(crate) column: Vec<(String, String)>,
+    /// How many rows
+    #[arg(long, default_value_t = 1000)]
+    pub(crate) rows: u64,
+    /// Another number gives other rows
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// csv, json, parquet, avro or arrow
+    #[arg(long, default_value = "csv", value_name = "FORMAT")]
+    pub(crate) format: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LettersCommand {
+    /// Lists them, the oldest first
+    List {
+        #[command(flatten)]
+        file: FileArgs,
+        /// How many
+        #[arg(long, default_value_t = 100, value_name = "ROWS")]
+        limit: usize,
+        /// How the list looks; JSON has one object a line
+        #[arg(long, value_enum, default_value_t = TableFormat::Table, value_name = "FORMAT")]
+        format: TableFormat,
+    },
+    /// Prints one of them whole, its record too
+    Show {
+        #[command(flatten)]
+        file: FileArgs,
+        /// Its place in the list, from 1
+        #[arg(long, value_name = "NUMBER")]
+        number: usize,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StateCommand {
+    /// Prints how far each source has come
+    Show {
+        #[command(flatten)]
+        file: FileArgs,
+        /// How the state looks
+        #[arg(long, value_enum, default_value_t = TableFormat::Table, value_name = "FORMAT")]
+        format: TableFormat,
+    },
+    Set(StateSetArgs),
+    /// Lets the next run read everything once more
+    ///
+    /// What is staged is published first. Tables that are appended to get all rows again; one that is
+    /// overwritten stays as it is until the next run is through. A run that goes on is stopped.
+    Reset {
+        #[command(flatten)]
+        file: FileArgs,
+    },
+    Export(StateCopyArgs),
+    Import(StateCopyArgs),
+}
+
+/// Lets the next run read on from another position
+///
+/// The source is asked whether it can go on there before anything is changed. A run that goes on is
+/// stopped.
+#[derive(Debug, clap::Args)]
+pub(crate) struct StateSetArgs {
+    #[command(flatten)]
+    pub(crate) file: FileArgs,
+    /// The source
+    #[arg(long, value_name = "NAME")]
+    pub(crate) source: String,
+    /// One of its open splits; without it, where the source looks for splits is set
+    #[arg(long, value_name = "SPLIT")]
+    pub(crate) split: Option<String>,
+    /// The position, as `state show` prints it
+    #[arg(long, value_name = "JSON", value_parser = json)]
+    pub(crate) position: serde_json::Value,
+}
+
+/// Copies the state to or from another place, which serves as its backup
+///
+/// The place that is written to must be empty. A target that was written to since refuses a pipeline
+/// that would go on from an older state.
+#[derive(Debug, clap::Args)]
+pub(crate) struct StateCopyArgs {
+    #[command(flatten)]
+    pub(crate) file: FileArgs,
+    /// A folder, or the URL of one in an object store
+    #[arg(value_name = "PLACE")]
+    pub(crate) place: String,
+    /// An option of that object store: region=eu-west-1
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    pub(crate) option: Vec<(String, String)>,
+}
+
 fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("write it as path=value".into()),
     }
+}
+
+fn json(text: &str) -> Result<serde_json::Value, String> {
+    serde_json::from_str(text).map_err(|error| format!("this is no JSON: {error}"))
 }

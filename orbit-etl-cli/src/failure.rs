@@ -51,6 +51,18 @@ impl Failure {
         Self { message: one.spec.locate(error).to_string(), code }
     }
 
+    /// What is told.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// The same, with where it came up.
+    pub(crate) fn within(mut self, place: &str) -> Self {
+        self.message =
+            self.message.lines().map(|line| format!("{place}: {line}")).collect::<Vec<_>>().join("\n");
+        self
+    }
+
     /// Further failures, told below this one; the first one's code stays.
     pub(crate) fn and(mut self, other: Self) -> Self {
         self.message.push('\n');

@@ -3,20 +3,26 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod args;
+mod check;
 mod connectors;
 mod explain;
 mod failure;
+mod generate;
 mod graph;
 mod init;
+mod letters;
 mod load;
 mod logging;
 mod manual;
+mod metrics;
 mod out;
 mod preview;
 mod progress;
 mod report;
 mod run;
+mod schedule;
 mod signals;
+mod state;
 mod validate;
 
 use std::process::ExitCode;
@@ -50,6 +56,10 @@ async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Connectors(args) => connectors::connectors(&args),
         Command::Schema => connectors::schema(),
         Command::Init(args) => init::init(&args),
+        Command::Test(args) => check::test(args).await,
+        Command::Generate(args) => generate::generate(args).await,
+        Command::DeadLetters(command) => letters::letters(command).await,
+        Command::State(command) => state::state(command).await,
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { command } => manual::page(command.as_deref()),
     }

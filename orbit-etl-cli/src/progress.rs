@@ -11,6 +11,8 @@ use orbit_etl::pipeline::NodeInfo;
 use orbit_etl::{Pipeline, Running};
 use tokio::task::JoinHandle;
 
+use crate::metrics::Metrics;
+
 /// How often a line is logged where there is no terminal.
 const LINES_EVERY: Duration = Duration::from_secs(10);
 
@@ -18,6 +20,7 @@ const LINES_EVERY: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub(crate) struct Screen {
     bars: Option<MultiProgress>,
+    metrics: Metrics,
 }
 
 /// The sums over a pipeline's nodes.
@@ -31,8 +34,8 @@ struct Sums {
 
 impl Screen {
     /// Bars if standard error is a terminal.
-    pub(crate) fn new() -> Self {
-        Self { bars: std::io::stderr().is_terminal().then(MultiProgress::new) }
+    pub(crate) fn new(metrics: Metrics) -> Self {
+        Self { bars: std::io::stderr().is_terminal().then(MultiProgress::new), metrics }
     }
 
     /// Watches a run until it ends, and tells what was seen last.
@@ -40,21 +43,25 @@ impl Screen {
         let mut looks = Box::pin(running.progress());
         let name = pipeline.name().to_owned();
         let nodes = pipeline.nodes();
+        let metrics = self.metrics.clone();
+        metrics.begin(&name, nodes.clone());
         match &self.bars {
             Some(bars) => {
                 let bar = bars.add(ProgressBar::new_spinner());
                 if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix} {elapsed} {msg}") {
                     bar.set_style(style);
                 }
-                bar.set_prefix(name);
+                bar.set_prefix(name.clone());
                 bar.enable_steady_tick(Duration::from_millis(200));
                 tokio::spawn(async move {
                     let mut last = Progress::default();
                     while let Some(look) = looks.next().await {
+                        metrics.look(&name, &look);
                         bar.set_message(Sums::of(&nodes, &look).to_line(&look));
                         last = look;
                     }
                     bar.finish_and_clear();
+                    metrics.end(&name);
                     last
                 })
             }
@@ -62,6 +69,7 @@ impl Screen {
                 let mut next = LINES_EVERY;
                 let mut last = Progress::default();
                 while let Some(look) = looks.next().await {
+                    metrics.look(&name, &look);
                     if look.elapsed >= next {
                         next = look.elapsed + LINES_EVERY;
                         let sums = Sums::of(&nodes, &look);
@@ -77,6 +85,7 @@ impl Screen {
                     }
                     last = look;
                 }
+                metrics.end(&name);
                 last
             }),
         }

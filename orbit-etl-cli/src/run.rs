@@ -9,9 +9,11 @@ use tokio::task::JoinSet;
 use crate::args::{ReportFormat, RunArgs};
 use crate::failure::Failure;
 use crate::load::{self, Loaded};
+use crate::metrics::Metrics;
 use crate::out;
 use crate::progress::Screen;
 use crate::report::JsonReport;
+use crate::schedule;
 use crate::signals::Signals;
 
 /// How far a pipeline is, for those that come after it.
@@ -23,7 +25,7 @@ enum State {
 }
 
 /// How a pipeline ended.
-enum Ended {
+pub(crate) enum Ended {
     Well(RunReport),
     /// Not begun, because of this one that it comes after.
     Skipped(String),
@@ -36,7 +38,14 @@ pub(crate) async fn run(args: RunArgs) -> Result<(), Failure> {
     let loaded = load::all(&args.files, &args.spec, &registry)?;
     check_order(&loaded)?;
     let signals = Signals::listen()?;
-    let screen = Screen::new();
+    let metrics = Metrics::default();
+    if let Some(address) = args.metrics {
+        metrics.serve(address).await?;
+    }
+    let screen = Screen::new(metrics);
+    if args.schedule {
+        return schedule::run(loaded, &signals, &screen, args.report).await;
+    }
     let names: Vec<String> = loaded.iter().map(|one| one.pipeline.name().to_owned()).collect();
     let states: Vec<watch::Sender<State>> = names.iter().map(|_| watch::Sender::new(State::Open)).collect();
     let mut tasks = JoinSet::new();
@@ -96,7 +105,8 @@ async fn wait_for(before: Vec<(String, watch::Receiver<State>)>, signals: &Signa
     None
 }
 
-async fn run_one(one: &Loaded, signals: &Signals, screen: &Screen) -> Ended {
+/// Runs a pipeline, drained or stopped by signals.
+pub(crate) async fn run_one(one: &Loaded, signals: &Signals, screen: &Screen) -> Ended {
     tracing::info!(pipeline = one.pipeline.name(), "starting");
     let running = one.pipeline.start();
     let shown = screen.watch(&one.pipeline, &running);
@@ -120,7 +130,8 @@ async fn run_one(one: &Loaded, signals: &Signals, screen: &Screen) -> Ended {
     }
 }
 
-fn tell(name: &str, ended: &Ended, format: ReportFormat) -> Result<(), Failure> {
+/// Prints the report.
+pub(crate) fn tell(name: &str, ended: &Ended, format: ReportFormat) -> Result<(), Failure> {
     match (format, ended) {
         (ReportFormat::Text, Ended::Well(report)) => out::print(&report.to_string()),
         (ReportFormat::Text, _) => Ok(()),

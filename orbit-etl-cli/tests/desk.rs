@@ -1,6 +1,7 @@
 //! A folder with files in it, and the command run there.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -121,6 +122,20 @@ impl Going {
             std::thread::sleep(LOOK_EVERY);
         }
         self
+    }
+
+    /// Reads standard error up to the line that holds this text.
+    pub(crate) fn line_with(&mut self, text: &str) -> String {
+        let err = self.child().stderr.take().unwrap();
+        let mut lines = BufReader::new(err);
+        loop {
+            let mut line = String::new();
+            assert!(lines.read_line(&mut line).unwrap() > 0, "standard error ended without {text}");
+            if line.contains(text) {
+                self.child().stderr = Some(lines.into_inner());
+                return line;
+            }
+        }
     }
 
     pub(crate) fn signal(&mut self, signal: &str) -> &Self {

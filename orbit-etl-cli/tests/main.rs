@@ -7,3 +7,5 @@ mod desk;
 mod runs;
 mod signals;
 mod specs;
+mod state;
+mod tests;

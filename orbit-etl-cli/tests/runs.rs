@@ -170,3 +170,31 @@ fn logs_are_json_where_that_is_asked_for() {
     let first: serde_json::Value = serde_json::from_str(done.err.lines().next().unwrap()).unwrap();
     assert_eq!((&first["message"], &first["pipeline"]), (&json!("starting"), &json!("copy")));
 }
+
+#[test]
+fn dead_letters_are_listed_and_shown() {
+    let desk = desk();
+    desk.write("in.csv", "id,price\n1,1.5\nx,2\n3,3\ny,4\n");
+    let letters = |args: &[&str]| desk.orbit(&[&["dead-letters"], args].concat());
+    let done = letters(&["list", "copy.yaml"]);
+    done.coded(2);
+    assert!(done.err.contains("copy: keeps no dead letters"), "{}", done.err);
+    desk.write(
+        "copy.yaml",
+        &format!("{COPY}on_error: {{action: dead_letter, sink: {{type: files, path: bad, format: json}}}}\n"),
+    );
+    assert_eq!(letters(&["list", "copy.yaml"]).coded(0), "no rows\n");
+    assert_eq!(desk.orbit(&["run", "copy.yaml", "--report", "json"]).json(0)["rows_rejected"], 2);
+    let list = letters(&["list", "copy.yaml", "--format", "json"]);
+    let list: Vec<serde_json::Value> =
+        list.coded(0).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(list.len(), 2);
+    assert!(list.iter().all(|l| l["node"] == "source" && l["kind"] == "data"), "{list:?}");
+    let both: Vec<String> = ["1", "2"]
+        .iter()
+        .map(|n| letters(&["show", "copy.yaml", "--number", n]).coded(0).to_owned())
+        .collect();
+    assert!(both.iter().any(|l| l.contains("text      x,2")), "{both:?}");
+    letters(&["show", "copy.yaml", "--number", "3"]).coded(2);
+    assert!(letters(&["list", "copy.yaml", "--limit", "1"]).coded(0).ends_with("1 more\n"));
+}

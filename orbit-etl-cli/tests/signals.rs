@@ -1,5 +1,8 @@
 //! What a signal does to a run, and a second run to the first.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
 use serde_json::json;
 
 use crate::desk::{Desk, Going};
@@ -62,6 +65,27 @@ fn a_signal_commits_what_was_read_and_the_next_run_goes_on_there() {
     assert_eq!(desk.lines("out"), ["1", "2", "3", "4", "5"]);
 }
 
+/// A store that takes connections and never answers, so that nothing can be committed.
+#[test]
+fn a_second_signal_stops_at_once() {
+    let desk = desk();
+    let store = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let sink = format!(
+        "sink={{type: files, path: 's3://b/x', format: csv, storage: {{endpoint: 'http://{}', allow_http: 'true', \
+         access_key_id: a, secret_access_key: b, region: r}}}}",
+        store.local_addr().unwrap()
+    );
+    let mut run = desk.start(&["run", "fill.yaml", "--set", &sink, "--set", "name=hangs"]);
+    let held = store.accept().unwrap();
+    run.signal("-INT");
+    run.line_with("a second signal stops at once");
+    run.signal("-INT");
+    let done = run.end();
+    done.coded(1);
+    assert!(done.err.contains("the run was told to stop"), "{}", done.err);
+    drop(held);
+}
+
 #[test]
 fn a_newer_run_takes_over_and_the_older_one_says_so() {
     let desk = desk();
@@ -80,4 +104,43 @@ fn a_newer_run_takes_over_and_the_older_one_says_so() {
     let mut newer = newer.until("the new row is out", || desk.lines("out").len() == 4);
     newer.signal("-TERM");
     assert_eq!(newer.end().json(0)["rows_written"], 1);
+}
+
+fn get(address: &str, path: &str) -> String {
+    let mut server = TcpStream::connect(address).unwrap();
+    write!(server, "GET {path} HTTP/1.1\r\nhost: {address}\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    server.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn a_run_is_watched_from_outside() {
+    let desk = desk();
+    let mut run = desk.start(&["--log-format", "json", "run", "follow.yaml", "--metrics", "127.0.0.1:0"]);
+    let line = run.line_with("metrics are served");
+    let log: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let address = log["address"].as_str().unwrap().to_owned();
+    let written = "orbit_etl_rows_out_total{pipeline=\"follow\",node=\"sink\",role=\"sink\"} 3\n";
+    let mut run = run.until("the rows are counted", || get(&address, "/metrics").contains(written));
+    assert!(get(&address, "/metrics").contains("orbit_etl_running{pipeline=\"follow\"} 1\n"));
+    assert!(get(&address, "/healthz").starts_with("HTTP/1.1 200 OK\r\n"));
+    assert!(get(&address, "/readyz").ends_with("ready\n"));
+    assert!(get(&address, "/nothing").starts_with("HTTP/1.1 404 "));
+    run.signal("-TERM");
+    run.end().coded(0);
+}
+
+#[test]
+fn a_schedule_waits_and_a_signal_ends_it() {
+    let desk = desk();
+    let done = desk.orbit(&["run", "fill.yaml", "--schedule"]);
+    done.coded(2);
+    assert!(done.err.contains("fill: has neither a `schedule` nor an `after`"), "{}", done.err);
+    let args = ["run", "fill.yaml", "--schedule", "--set", "schedule=0 0 29 2 *", "--report", "json"];
+    let mut run = desk.start(&args);
+    let line = run.line_with("the next run is due");
+    assert!(line.contains("-02-29T00:00:00"), "{line}");
+    run.signal("-TERM");
+    assert_eq!(run.end().coded(0), "");
 }

@@ -43,7 +43,7 @@ pub(super) enum Created {
 
 /// An object store as the log uses it.
 #[derive(Debug, Clone)]
-pub(super) struct Store(pub(super) Arc<dyn ObjectStore>);
+pub(crate) struct Store(pub(crate) Arc<dyn ObjectStore>);
 
 impl Store {
     /// Creates an object unless there is one of that name. An answer that was lost is found out by

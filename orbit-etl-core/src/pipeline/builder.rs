@@ -9,16 +9,17 @@ use object_store::ObjectStore;
 use object_store::path::Path;
 use tokio_util::sync::CancellationToken;
 
-use crate::checkpoint::Log;
+use crate::checkpoint::{Head, Log, State};
 use crate::connector::{Connector, Health};
 use crate::context::{Context, ContextBuilder, DEFAULT_BATCH_ROWS};
 use crate::error::{Error, Result, ResultExt};
+use crate::event::{Position, SplitId};
 use crate::observe::RunReport;
 use crate::pipeline::explain::Explanation;
 use crate::pipeline::graph::{Graph, Kind, Node, NodeInfo};
 use crate::pipeline::options::{Action, Again, Delivery, OnError, Restart};
 use crate::pipeline::plan::{Plan, PlanOptions};
-use crate::pipeline::run::{Control, Running, run};
+use crate::pipeline::run::{Control, Mend, Running, mend, run};
 use crate::sink::Sink;
 use crate::source::Source;
 use crate::transform::Transform;
@@ -129,12 +130,47 @@ impl Pipeline {
         })
     }
 
-    /// The log of the pipeline's checkpoints, to look at and to mend between runs.
+    /// The log of the pipeline's checkpoints.
     ///
     /// # Errors
     /// The directory can't be made.
     pub fn log(&self) -> Result<Log> {
         self.definition.log()
+    }
+
+    /// The newest state, without disturbing a run; `None` before the first.
+    ///
+    /// # Errors
+    /// As [`Log::peek`].
+    pub async fn state(&self) -> Result<Option<Head>> {
+        self.definition.peek().await
+    }
+
+    /// Lets the next run read everything once more, as a new generation. What is staged is published
+    /// first; a table that the older generation was to replace stays as it is until the new one does. A run
+    /// that goes on is fenced.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound): there is no state yet. Otherwise as the start of a run.
+    pub async fn reset(&self) -> Result<State> {
+        mend(&self.definition, &Mend::Reset).await
+    }
+
+    /// Lets the next run read a split on from another position; without a split, lets the source look for
+    /// splits from another position on. The source is asked whether it can go on there before anything is
+    /// changed. A run that goes on is fenced.
+    ///
+    /// # Errors
+    /// The source's answer; [`NotFound`](crate::ErrorKind::NotFound): the state knows no such source or
+    /// split. Otherwise as the start of a run.
+    pub async fn set_position(
+        &self,
+        source: &str,
+        split: Option<&str>,
+        position: impl Into<Position>,
+    ) -> Result<State> {
+        let split = split.map(SplitId::new);
+        mend(&self.definition, &Mend::Position { source, split, position: position.into() }).await
     }
 
     /// Asks sources, transforms and sinks what a run would do: streams, lanes, what is pushed down, and
@@ -201,6 +237,14 @@ impl Definition {
             Checkpoints::Local(dir) => Log::local(dir),
             Checkpoints::Store(store, prefix) => Ok(Log::new(Arc::clone(store), prefix.clone())),
             Checkpoints::Memory => Ok(self.memory_log.clone()),
+        }
+    }
+
+    /// The newest state; looking makes no directory.
+    pub(crate) async fn peek(&self) -> Result<Option<Head>> {
+        match &self.settings.checkpoints {
+            Checkpoints::Local(dir) if !dir.exists() => Ok(None),
+            _ => self.log()?.peek().await,
         }
     }
 

@@ -3,10 +3,6 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use object_store::ObjectStore;
-use secrecy::ExposeSecret;
-use url::Url;
-
 use super::de::Fault;
 use super::document::{ActionWritten, CheckpointWritten, Document, NodeSpec, Role};
 use super::fit::fit;
@@ -14,6 +10,7 @@ use super::problem::{Place, Problem, SpecError, nearest, quoted};
 use super::schema::{prepare, resolve};
 use super::tree::{Node, join};
 use super::{Spec, graph, secrets};
+use crate::checkpoint::Log;
 use crate::error::{Error, Result};
 use crate::pipeline::{Action, Delivery, Kind, OnError, Pipeline, PipelineBuilder};
 use crate::registry::{Factory, Registered, Registry};
@@ -45,6 +42,58 @@ pub(crate) fn build(spec: &Spec, registry: &Registry) -> Result<Pipeline, SpecEr
         }
     }
     Err(SpecError::new(problems))
+}
+
+/// A source over the place to which the dead letters go: of the sink's type, with those of its keys that
+/// the source has too.
+pub(crate) fn read_dead_letters(
+    spec: &Spec,
+    registry: &Registry,
+    into: impl Sink,
+) -> Result<Option<Pipeline>, SpecError> {
+    let document = &spec.document;
+    let Some(written) = &document.dead_letters else { return Ok(None) };
+    let mut problems = spec.problems.clone();
+    let mut secrets = secrets::Secrets::default();
+    make_node(written, document, registry, &mut problems, &mut secrets);
+    let tag = written.type_tag.as_ref().map(|(tag, _)| tag.as_str());
+    let keys = tag.and_then(|tag| registry.source_entry(tag)?.schema()?.get("properties")?.as_object());
+    let source = match keys {
+        Some(keys) => {
+            let mut node = written.clone();
+            node.role = Role::Source;
+            if let Some(defaults) = defaults_of(document, Role::Sink, tag.unwrap_or_default()) {
+                node.config.merge_under(defaults);
+            }
+            node.config.retain(|key| keys.contains_key(key));
+            make_node(&node, document, registry, &mut problems, &mut secrets)
+        }
+        None => {
+            let what = quoted(tag.unwrap_or_default());
+            problems.push(
+                Problem::new(&written.place, &written.key, format!("dead letters in {what} can't be read from here"))
+                    .help("read them with the tools of that place"),
+            );
+            None
+        }
+    };
+    match source {
+        Some(Kind::Source(source)) if problems.is_empty() => {
+            let name = spec.name().unwrap_or_default();
+            let built = Pipeline::builder(name)
+                .node("letters".into(), Kind::Source(source), Vec::new(), None)
+                .node("reader".into(), Kind::Sink(Arc::new(into)), vec!["letters".into()], None)
+                .checkpoint_in_memory()
+                .parallelism(1)
+                .build();
+            built.map(Some).map_err(|error| SpecError::new(vec![locate(spec, &error)]))
+        }
+        _ => Err(SpecError::new(problems.into_iter().map(|p| p.map(|text| secrets.hide(&text))).collect())),
+    }
+}
+
+fn defaults_of<'a>(document: &'a Document, role: Role, tag: &str) -> Option<&'a Node> {
+    document.defaults.as_ref()?.get(role.as_str())?.get(tag)
 }
 
 /// An error of a plan or a run, at the node that it names.
@@ -166,8 +215,7 @@ fn make_node(
         return None;
     }
     let mut config = node.config.clone();
-    let defaults = document.defaults.as_ref().and_then(|d| d.get(node.role.as_str())?.get(tag));
-    if let Some(defaults) = defaults {
+    if let Some(defaults) = defaults_of(document, node.role, tag) {
         config.merge_under(defaults);
     }
     match node.role {
@@ -325,31 +373,9 @@ fn keep_state(
         None => builder = builder.checkpoint(Path::new(&path).join(name), every),
         Some(("file", local)) => builder = builder.checkpoint(Path::new(local).join(name), every),
         Some(_) => {
-            let (store, prefix) = open_store(&path, checkpoint)?;
-            builder = builder.checkpoint_store(store, prefix.join(name), every);
+            let log = Log::open(&path, &checkpoint.storage)?;
+            builder = builder.checkpoint_store(log.store.0, log.prefix.join(name), every);
         }
     }
     Ok(builder)
-}
-
-fn open_store(
-    url: &str,
-    checkpoint: &CheckpointWritten,
-) -> Result<(Arc<dyn ObjectStore>, object_store::path::Path)> {
-    let fail =
-        |message: &str| Error::config(message).with("checkpoint", super::secrets::without_credentials(url));
-    let parsed = Url::parse(url).map_err(|e| fail("the URL can't be read").caused_by(e))?;
-    let from_environment = std::env::vars_os().filter_map(|(key, value)| {
-        let key = key.into_string().ok()?.to_ascii_lowercase();
-        let cloud = ["aws_", "google_", "azure_"].iter().any(|prefix| key.starts_with(prefix));
-        Some((key, value.into_string().ok()?)).filter(|_| cloud)
-    });
-    let given = checkpoint.storage.iter().map(|(key, value)| (key.clone(), value.expose_secret().to_owned()));
-    object_store::parse_url_opts(&parsed, from_environment.chain(given))
-        .map(|(store, path)| (Arc::from(store), path))
-        .map_err(|_| {
-            fail("the store of the checkpoints can't be set up").remedy(
-                "check `checkpoint.storage`, and that the feature of the store (s3, gcs, azure) is on",
-            )
-        })
 }

@@ -154,6 +154,7 @@ impl Role {
 }
 
 /// One node as it was written.
+#[derive(Clone)]
 pub(crate) struct NodeSpec {
     pub(crate) role: Role,
     pub(crate) name: String,

@@ -4,6 +4,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::de::DeserializeOwned;
+
+use super::fit::fit;
 use super::problem::{Place, Problem, SpecError, quoted};
 use super::tree::{Entry, Node, Value};
 use super::variables::{Lookup, plain, substitute};
@@ -108,6 +111,25 @@ impl Loader {
         let origin = Place::whole(&file);
         let root = files.file(path, &origin, "", &mut problems);
         self.finish(file, root, problems)
+    }
+
+    /// Reads another file of the same languages as its own kind of document: with variables and includes,
+    /// and with every mistake at its place.
+    ///
+    /// # Errors
+    /// The file can't be read, or doesn't hold what is wanted.
+    pub fn read<T: DeserializeOwned>(&self, path: impl AsRef<Path>) -> Result<T, SpecError> {
+        let path = path.as_ref();
+        let mut problems = Vec::new();
+        let mut files = Files { lookup: &self.lookup, chain: Vec::new(), count: 0 };
+        let origin = Place::whole(&path.to_string_lossy());
+        let root = files.file(path, &origin, "", &mut problems);
+        let value = root
+            .and_then(|root| fit(&root, "", &root.place, &mut problems, |node: &Node| T::deserialize(node)));
+        match value {
+            Some(value) if problems.is_empty() => Ok(value),
+            _ => Err(SpecError::new(problems)),
+        }
     }
 
     /// Reads a text. Relative paths in it stay relative to the working directory.

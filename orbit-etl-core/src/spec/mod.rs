@@ -132,13 +132,14 @@ pub(crate) use env::{environment, prefix as prefix_of_variables, tree as tree_of
 pub(crate) use fit::fit;
 pub(crate) use problem::Place;
 pub(crate) use schema::{Describe, alone, prepare};
-pub(crate) use secrets::Secrets;
+pub(crate) use secrets::{Secrets, without_credentials};
 pub(crate) use tree::Node;
 
 use self::document::Document;
 use crate::error::Error;
 use crate::pipeline::Pipeline;
 use crate::registry::Registry;
+use crate::sink::Sink;
 
 /// A pipeline as it was written down. See the [module](self).
 #[derive(Clone)]
@@ -192,12 +193,31 @@ impl Spec {
         self.document.settings.as_ref().map(|s| s.after.as_slice()).unwrap_or_default()
     }
 
+    /// The names of the sources, each with the key under which it stands: `source`, `sources.orders`.
+    pub fn sources(&self) -> impl Iterator<Item = (&str, &str)> {
+        let sources = self.document.nodes.iter().filter(|node| node.role == document::Role::Source);
+        sources.map(|node| (node.name.as_str(), node.key.as_str()))
+    }
+
     /// Makes the pipeline. Reads no data and connects to nothing.
     ///
     /// # Errors
     /// Every mistake in the files, with its place.
     pub fn build(&self, registry: &Registry) -> Result<Pipeline, SpecError> {
         build::build(self, registry)
+    }
+
+    /// A pipeline that reads what this one's dead-letter sink has written, into another sink; `None` if
+    /// there is no such sink. It keeps its state in memory and changes nothing.
+    ///
+    /// # Errors
+    /// The mistakes of `on_error.sink`, and a type that only writes.
+    pub fn read_dead_letters(
+        &self,
+        registry: &Registry,
+        into: impl Sink,
+    ) -> Result<Option<Pipeline>, SpecError> {
+        build::read_dead_letters(self, registry, into)
     }
 
     /// Finds the place in the spec that an error of [`Pipeline::explain`] or a run is about.

@@ -144,6 +144,13 @@ impl Node {
         }
     }
 
+    /// Removes the keys that aren't wanted.
+    pub(crate) fn retain(&mut self, wanted: impl Fn(&str) -> bool) {
+        if let Value::Map(entries) = &mut self.value {
+            entries.retain(|entry| wanted(&entry.key));
+        }
+    }
+
     /// Fills in what `base` has and this lacks; maps are joined key by key.
     pub(crate) fn merge_under(&mut self, base: &Self) {
         if let (Value::Map(own), Value::Map(base)) = (&mut self.value, &base.value) {

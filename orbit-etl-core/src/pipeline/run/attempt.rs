@@ -135,7 +135,7 @@ async fn attempt_connected(
     ended.map(|outcome| (outcome, plan))
 }
 
-async fn close(plan: &Plan, sessions: Sessions) {
+pub(super) async fn close(plan: &Plan, sessions: Sessions) {
     for (node, session) in sessions {
         if let Err(error) = session.close().await {
             tracing::warn!(node = %plan.nodes[node].name, error = %error.report(), "the sink did not close well");
@@ -144,14 +144,14 @@ async fn close(plan: &Plan, sessions: Sessions) {
 }
 
 impl Definition {
-    async fn connect(&self, cx: &Context) -> Result<()> {
+    pub(super) async fn connect(&self, cx: &Context) -> Result<()> {
         for (name, connector) in self.connectors() {
             connector.connect(&cx.for_node(name)).await.with("node", name)?;
         }
         Ok(())
     }
 
-    async fn disconnect(&self, cx: &Context) {
+    pub(super) async fn disconnect(&self, cx: &Context) {
         for (name, connector) in self.connectors() {
             if let Err(error) = connector.disconnect(&cx.for_node(name)).await {
                 tracing::warn!(node = %name, error = %error.report(), "the connector did not let go well");
