@@ -22,6 +22,12 @@ mod sink;
 mod source;
 mod transform;
 
+#[cfg(feature = "planted-bugs")]
+#[doc(hidden)]
+pub mod planted;
+#[cfg(not(feature = "planted-bugs"))]
+mod planted;
+
 pub use connector::{Connector, ConnectorInfo, Health, StreamInfo};
 pub use context::{Context, ContextBuilder, DEFAULT_BATCH_ROWS};
 pub use error::{Error, ErrorKind, Result, ResultExt};

@@ -118,6 +118,7 @@ impl Reader {
                 Step::Wait => {}
             }
             tokio::select! {
+                biased;
                 _ = self.changed.changed() => {}
                 () = self.cancel.cancelled() => return Some(Err(Error::cancelled())),
             }

@@ -249,6 +249,7 @@ impl Source for MemorySource {
                     return Ok(None);
                 }
                 tokio::select! {
+                    biased;
                     _ = changed.changed() => {}
                     () = cancel.cancelled() => return Err(Error::cancelled()),
                 }

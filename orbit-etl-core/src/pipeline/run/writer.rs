@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::event::StreamId;
 use crate::fault::{RejectPort, failpoint};
 use crate::observe::Counter;
+use crate::planted::{Bug, planted};
 use crate::sink::{Epoch, SinkWriter};
 
 /// What a lane of a sink works with.
@@ -31,18 +32,30 @@ pub(crate) struct Writer {
 impl Writer {
     /// Runs until the tasks around it go.
     pub(crate) async fn run(mut self) -> Result<()> {
+        let mut held = None;
         loop {
             match self.gate.next().await? {
                 Event::Batch { port, batch, bytes } => {
                     self.counter.rows_in(batch.num_rows() as u64);
                     self.counter.rows_out(batch.num_rows() as u64, bytes as u64);
-                    self.writer.write(StreamId(port), batch).await?;
+                    let due = match planted(Bug::BarrierAheadOfRows) {
+                        true => held.replace((port, batch)),
+                        false => Some((port, batch)),
+                    };
+                    if let Some((port, batch)) = due {
+                        self.writer.write(StreamId(port), batch).await?;
+                    }
                 }
                 Event::Schema { port, schema } => {
                     self.writer.schema_changed(StreamId(port), &schema).await?;
                 }
                 Event::Watermark(_) => {}
-                Event::End => self.tell(Message::WriterEnded)?,
+                Event::End => {
+                    if let Some((port, batch)) = held.take() {
+                        self.writer.write(StreamId(port), batch).await?;
+                    }
+                    self.tell(Message::WriterEnded)?;
+                }
                 Event::Barrier(epoch) => self.barrier(epoch).await?,
             }
         }
