@@ -18,6 +18,7 @@ pub mod model;
 pub mod observe;
 pub mod pipeline;
 mod registry;
+mod signal;
 mod sink;
 mod source;
 mod transform;

@@ -250,7 +250,7 @@ impl Source for MemorySource {
                 }
                 tokio::select! {
                     biased;
-                    _ = changed.changed() => {}
+                    () = changed.changed() => {}
                     () = cancel.cancelled() => return Err(Error::cancelled()),
                 }
             }

@@ -237,7 +237,7 @@ impl<'a> Epochs<'a> {
         self.check_share(&gathered)?;
         let mut staged = self.stage(epoch, &mut next, std::mem::take(&mut gathered.prepared), letters);
         if self.is_empty(&next, &staged) {
-            self.wired.committed.send_replace(epoch);
+            self.wired.committed.set(epoch);
             return Ok(());
         }
         // This checkpoint holds the dead letters of those commits: they are done with it.
@@ -519,7 +519,7 @@ impl<'a> Epochs<'a> {
         for splits in self.wired.splits.values() {
             splits.committed();
         }
-        self.wired.committed.send_replace(epoch);
+        self.wired.committed.set(epoch);
         self.tell_progress();
         if self.tally.epochs.is_multiple_of(pace(COLLECT_EVERY, 2)) {
             self.claim.collect().await.unwrap_or_else(|e| warn_collect(&e));

@@ -3,10 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::watch;
-
 use crate::checkpoint::{SourceState, SplitState};
 use crate::event::{Position, SplitId};
+use crate::signal::{Listener, Signal};
 use crate::source::{Split, SplitChange};
 
 /// The splits of one source, shared by its enumerator, its lanes and the coordinator.
@@ -18,7 +17,7 @@ use crate::source::{Split, SplitChange};
 #[derive(Debug)]
 pub(crate) struct Splits {
     board: Mutex<Board>,
-    changed: watch::Sender<u64>,
+    changed: Signal,
 }
 
 #[derive(Debug)]
@@ -95,10 +94,10 @@ impl Splits {
         }
         let ready: Vec<_> = board.known.iter().filter(|(_, k)| !k.parked).map(|(id, _)| id.clone()).collect();
         ready.into_iter().for_each(|id| board.assign(id));
-        Self { board: Mutex::new(board), changed: watch::Sender::new(0) }
+        Self { board: Mutex::new(board), changed: Signal::default() }
     }
 
-    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
+    pub(crate) fn subscribe(&self) -> Listener {
         self.changed.subscribe()
     }
 
@@ -259,7 +258,7 @@ impl Splits {
     }
 
     fn wake(&self) {
-        self.changed.send_modify(|version| *version += 1);
+        self.changed.bump();
     }
 
     /// A panic elsewhere can't leave the board half changed: no method panics midway.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use super::gate::{Event, Gate};
 use super::report::Message;
@@ -11,6 +11,7 @@ use crate::event::StreamId;
 use crate::fault::{RejectPort, failpoint};
 use crate::observe::Counter;
 use crate::planted::{Bug, planted};
+use crate::signal::Listener;
 use crate::sink::{Epoch, SinkWriter};
 
 /// What a lane of a sink works with.
@@ -24,7 +25,7 @@ pub(crate) struct Writer {
     pub(crate) coordinator: mpsc::UnboundedSender<Message>,
     /// For a sink that can't take rows of the next epoch before this one is committed: the last
     /// epoch that is.
-    pub(crate) committed: Option<watch::Receiver<Epoch>>,
+    pub(crate) committed: Option<Listener>,
     /// The streams' names, for rejects.
     pub(crate) streams: Arc<[String]>,
 }
@@ -81,7 +82,7 @@ impl Writer {
         let (node, lane) = (self.node, self.lane);
         self.tell(Message::WriterAtBarrier { node, lane, epoch, prepared, counts })?;
         if let Some(committed) = &mut self.committed {
-            committed.wait_for(|last| *last >= epoch).await.map_err(|_| Error::cancelled())?;
+            committed.wait_for(|last| last >= epoch).await;
         }
         Ok(())
     }
