@@ -66,7 +66,9 @@ impl Store {
                     taken @ (object_store::Error::AlreadyExists { .. }
                     | object_store::Error::Precondition { .. }),
                 ) => match self.read_once(path).await {
-                    Ok(Some(found)) if found == *bytes || planted(Bug::NoHashCheck) => return Ok(Created::Mine),
+                    Ok(Some(found)) if found == *bytes || planted(Bug::NoHashCheck) => {
+                        return Ok(Created::Mine);
+                    }
                     Ok(Some(_)) => return Ok(Created::Foreign),
                     Ok(None) if attempt == ATTEMPTS => return Ok(Created::Gone),
                     Ok(None) => taken,

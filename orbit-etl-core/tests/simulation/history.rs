@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::files::{FilesSink, Folder, SinkBug, ids, refused};
 use super::shape::{Entry, Shape, SinkKind, commit_rejects, prepare_rejects};
 use super::sink::{ModelSink, Seen};
-use super::source::ModelSource;
+use super::source::{ModelSource, Told};
 use super::store::Store;
 use super::transforms::{ModelTransform, batch, schema};
 use super::world::{INJECTED, Instance, Random, World};
@@ -44,7 +44,6 @@ pub(crate) struct Targets {
 pub(crate) struct Verdict {
     pub(crate) wrong: Vec<String>,
     pub(crate) trace: Vec<String>,
-    pub(crate) faults: u32,
 }
 
 struct Alive {
@@ -84,10 +83,8 @@ pub(crate) fn run(seed: u64, bug: Option<SinkBug>, traced: bool) -> Verdict {
     drop(history);
     #[cfg(feature = "planted-bugs")]
     orbit_etl_core::planted::hurry(None);
-    let state = world.lock();
-    let (wrong, faults) = (state.wrong.clone(), state.faults);
-    drop(state);
-    Verdict { wrong, trace: world.trace(), faults }
+    let wrong = world.lock().wrong.clone();
+    Verdict { wrong, trace: world.trace() }
 }
 
 impl History {
@@ -106,6 +103,7 @@ impl History {
                 let after = split.after.iter().map(|s| SplitId::new(s.as_str())).collect();
                 let made = Split::new(split.name.as_str(), json!({ "split": split.name }));
                 feed.add(Split { bounded: split.bounded, after, ..made });
+                world.changed(&source.name);
                 world.lock().splits.insert(split.name.clone(), split.ids());
                 to_feed.insert(split.name.clone(), (source.name.clone(), split.entries.clone().into()));
             }
@@ -204,11 +202,7 @@ impl History {
         let shape = &self.shape;
         let (lanes, rows) = self.world.random(|r| (1 + r.below(4), 1 + r.below(8)));
         let mut builder = Pipeline::builder("p")
-            .checkpoint_store(
-                Arc::new(store),
-                Path::from("log"),
-                Duration::from_millis(shape.epoch_millis),
-            )
+            .checkpoint_store(Arc::new(store), Path::from("log"), Duration::from_millis(shape.epoch_millis))
             .restart(Restart { max: 3, backoff: Duration::ZERO, max_backoff: Duration::ZERO })
             .parallelism(lanes as usize)
             .batch_rows(rows as usize)
@@ -219,6 +213,7 @@ impl History {
                 bounded: shape.bounded,
                 instance: Arc::clone(instance),
                 targets: Arc::clone(&self.targets),
+                told: Told::default(),
             };
             builder = builder.source(&source.name, model);
         }
@@ -358,6 +353,7 @@ impl History {
             let (source, split) = self.world.random(|r| r.pick(&open).clone());
             self.world.note(|| format!("-- {split} is revoked"));
             self.sources[&source].1.revoke(&split).unwrap();
+            self.world.changed(&source);
             self.revoked.push((source, split));
         }
     }
@@ -369,6 +365,7 @@ impl History {
             let shape = shape.splits.iter().find(|p| p.name == split).unwrap();
             let made = Split::new(split.as_str(), json!({ "split": split }));
             self.sources[&source].1.add(Split { bounded: shape.bounded, ..made });
+            self.world.changed(&source);
         }
     }
 
@@ -487,6 +484,13 @@ impl History {
 
     /// What is counted over all runs is what there was.
     fn judge_report(&self, report: &RunReport) {
+        for node in &report.nodes {
+            let Some(said) = node.delivery else { continue };
+            let promise = self.shape.promise(&node.name);
+            if said != promise {
+                self.world.wrong(format!("{} is promised {said}, it should be {promise}", node.name));
+            }
+        }
         if self.shape.at_end || self.shape.sources.iter().any(|s| s.replay == Replay::None) {
             return;
         }
@@ -565,15 +569,17 @@ impl Targets {
                 let there = self.rows(&sink.name);
                 let missing = |id: &&i64| expected[&sink.name].contains_key(id) && !there.contains_key(id);
                 if let Some(id) = of.iter().find(missing) {
-                    world.wrong(format!("{split} is acknowledged up to {rows}, but {} lacks {id}", sink.name));
+                    world
+                        .wrong(format!("{split} is acknowledged up to {rows}, but {} lacks {id}", sink.name));
                 }
             }
             if !holds {
-                let missing = |(node, id): &&(String, i64)| {
-                    of.contains(id) && !kept.contains_key(&(node.clone(), *id))
-                };
+                let missing =
+                    |(node, id): &&(String, i64)| of.contains(id) && !kept.contains_key(&(node.clone(), *id));
                 if let Some((node, id)) = letters.keys().find(missing) {
-                    world.wrong(format!("{split} is acknowledged up to {rows}, but {node}'s letter {id} lacks"));
+                    world.wrong(format!(
+                        "{split} is acknowledged up to {rows}, but {node}'s letter {id} lacks"
+                    ));
                 }
             }
         }

@@ -1,24 +1,16 @@
 //! What must hold at the end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;
-use orbit_etl_core::Replay;
+use orbit_etl_core::{Delivery, Replay};
 
 use super::files::ids;
 use super::history::Targets;
-use super::shape::{Rows, SinkKind};
+use super::shape::{LETTERS, NodeShape, Rows, Shape, SinkKind};
 use super::transforms::{Model, group_of};
 use super::world::World;
-
-/// What `explain` would promise, derived here a second time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Promise {
-    AtMostOnce,
-    AtLeastOnce,
-    Exactly,
-}
 
 impl Targets {
     fn batches(&self, sink: &str) -> Vec<RecordBatch> {
@@ -54,31 +46,16 @@ impl Targets {
 
     pub(crate) fn judge(&self, world: &World, when: &str) {
         let (expected, letters) = self.shape.expected();
-        let keeper = self.shape.sinks.iter().find(|s| s.kind == SinkKind::Atomic).map(|s| &s.name);
         for sink in &self.shape.sinks {
-            let promise = if self.is_lossy(&sink.inputs) {
-                Promise::AtMostOnce
-            } else {
-                match sink.kind {
-                    SinkKind::Immediate => Promise::AtLeastOnce,
-                    SinkKind::Atomic if keeper != Some(&sink.name) => Promise::AtLeastOnce,
-                    _ => Promise::Exactly,
-                }
-            };
+            let promise = self.shape.promise(&sink.name);
             let found = self.rows(&sink.name);
-            // No row that replay can't give back makes a sink without transactions write twice.
             compare(world, &format!("{when}, {}", sink.name), promise, &expected[&sink.name], &found);
-            if promise == Promise::Exactly {
+            if promise == Delivery::ExactlyOnce {
                 self.judge_numbers(world, when, &sink.name, &sink.inputs);
             }
         }
         if self.shape.rejects {
-            let promise = match (self.shape.sources.iter().any(|s| s.replay == Replay::None), self.shape.letters_immediate)
-            {
-                (true, _) => Promise::AtMostOnce,
-                (false, true) => Promise::AtLeastOnce,
-                (false, false) => Promise::Exactly,
-            };
+            let promise = self.shape.promise(LETTERS);
             compare(world, &format!("{when}, dead letters"), promise, &letters, &self.letters());
         }
     }
@@ -105,30 +82,81 @@ impl Targets {
             }
         }
     }
+}
 
-    /// Whether a row that was read may be gone.
-    fn is_lossy(&self, inputs: &[String]) -> bool {
-        inputs.iter().any(|input| {
-            self.shape.sources.iter().any(|s| s.name == *input && s.replay == Replay::None)
-                || self.shape.nodes.iter().any(|n| n.name == *input && self.is_lossy(&n.inputs))
-        })
+impl Shape {
+    /// What a sink must keep to: derived here a second time, and compared with what the plan says.
+    pub(crate) fn promise(&self, sink: &str) -> Delivery {
+        let mut origins = BTreeSet::new();
+        let by_sink = match self.sinks.iter().find(|s| s.name == sink) {
+            Some(shape) => {
+                self.origins(&shape.inputs, &mut origins);
+                let keeper = self.sinks.iter().find(|s| s.kind == SinkKind::Atomic).map(|s| &s.name);
+                match shape.kind {
+                    SinkKind::Staged | SinkKind::Files => Delivery::ExactlyOnce,
+                    SinkKind::Atomic if keeper == Some(&shape.name) => Delivery::ExactlyOnce,
+                    SinkKind::Atomic | SinkKind::Immediate => Delivery::AtLeastOnce,
+                    SinkKind::Upsert => Delivery::EffectivelyOnce,
+                }
+            }
+            None => {
+                origins.extend(self.sources.iter().map(|s| s.name.as_str()));
+                if self.letters_immediate { Delivery::AtLeastOnce } else { Delivery::ExactlyOnce }
+            }
+        };
+        let read = self.sources.iter().filter(|s| origins.contains(s.name.as_str()));
+        let (gone, again): (Vec<_>, Vec<_>) = read.partition(|s| s.replay == Replay::None);
+        match by_sink {
+            kept if gone.is_empty() => kept,
+            Delivery::AtLeastOnce if !again.is_empty() || self.keeps_state(sink) => Delivery::BestEffort,
+            _ => Delivery::AtMostOnce,
+        }
+    }
+
+    /// Whether a transform with a state lies before a sink, or anywhere for dead letters.
+    fn keeps_state(&self, sink: &str) -> bool {
+        let keeps = |n: &NodeShape| matches!(n.model, Model::Keyed | Model::Hold);
+        let Some(sink) = self.sinks.iter().find(|s| s.name == sink) else {
+            return self.nodes.iter().any(keeps);
+        };
+        let mut before: Vec<&String> = sink.inputs.iter().collect();
+        while let Some(name) = before.pop() {
+            let Some(node) = self.nodes.iter().find(|n| n.name == *name) else { continue };
+            if keeps(node) {
+                return true;
+            }
+            before.extend(&node.inputs);
+        }
+        false
+    }
+
+    fn origins<'a>(&'a self, inputs: &'a [String], found: &mut BTreeSet<&'a str>) {
+        for input in inputs {
+            match self.nodes.iter().find(|n| n.name == *input) {
+                Some(node) => self.origins(&node.inputs, found),
+                None => {
+                    found.insert(input);
+                }
+            }
+        }
     }
 }
 
 fn compare<K: Ord + std::fmt::Debug>(
     world: &World,
     place: &str,
-    promise: Promise,
+    promise: Delivery,
     expected: &BTreeMap<K, usize>,
     found: &BTreeMap<K, usize>,
 ) {
     for (key, wanted) in expected {
         let there = found.get(key).copied().unwrap_or(0);
-        if there < *wanted && promise != Promise::AtMostOnce {
+        if there < *wanted && promise > Delivery::AtMostOnce {
             return world.wrong(format!("{place}: {key:?} is there {there} times instead of {wanted}: lost"));
         }
-        if there > *wanted && promise != Promise::AtLeastOnce {
-            return world.wrong(format!("{place}: {key:?} is there {there} times instead of {wanted}: doubled"));
+        if there > *wanted && !matches!(promise, Delivery::AtLeastOnce | Delivery::BestEffort) {
+            return world
+                .wrong(format!("{place}: {key:?} is there {there} times instead of {wanted}: doubled"));
         }
     }
     if let Some(key) = found.keys().find(|key| !expected.contains_key(key)) {

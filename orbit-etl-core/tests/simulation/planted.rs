@@ -2,8 +2,8 @@
 
 use orbit_etl_core::planted::{Bug, plant};
 
-use super::first_wrong;
 use super::history::run;
+use super::wrong_ones;
 
 /// Within how many histories each must be found.
 const BOUND: u64 = 3_000;
@@ -35,13 +35,13 @@ fn bugs_of_the_engine_are_found() {
     ];
     let mut missed = Vec::new();
     for bug in bugs {
-        let found = first_wrong(0, BOUND, |seed| {
+        let found = wrong_ones(0, BOUND, 1, |seed| {
             plant(Some(bug));
             let verdict = run(seed, None, false);
             plant(None);
             verdict
         });
-        match found {
+        match found.first() {
             Some((seed, verdict)) => println!("{bug:?} | {seed} | {}", verdict.wrong[0]),
             None => missed.push(bug),
         }

@@ -7,6 +7,9 @@ use orbit_etl_core::Replay;
 use super::transforms::{Model, map_filters, map_rejects};
 use super::world::Random;
 
+/// What the plan calls the sink of dead letters.
+pub(crate) const LETTERS: &str = "dead_letters";
+
 /// How often each row of a node goes out.
 pub(crate) type Rows = BTreeMap<i64, usize>;
 
@@ -196,9 +199,7 @@ impl Shape {
     /// Whether rows on their way to this node may rest in a transform's state.
     pub(crate) fn rests(&self, inputs: &[String]) -> bool {
         inputs.iter().any(|input| {
-            self.nodes
-                .iter()
-                .any(|n| n.name == *input && (n.model == Model::Hold || self.rests(&n.inputs)))
+            self.nodes.iter().any(|n| n.name == *input && (n.model == Model::Hold || self.rests(&n.inputs)))
         })
     }
 }

@@ -137,7 +137,8 @@ impl SinkSession for Session {
         let may_be_late = self.of.commit_mode() == CommitMode::Atomic;
         if self.of.instance.fate(&call, may_be_late).await? == Fate::Late {
             if let Some(mut inner) = self.inner.take() {
-                let (seen, name, lineage) = (Arc::clone(&self.of.seen), self.name.clone(), self.lineage.clone());
+                let (seen, name, lineage) =
+                    (Arc::clone(&self.of.seen), self.name.clone(), self.lineage.clone());
                 let record = checkpoint.clone();
                 let request = move || {
                     async move {

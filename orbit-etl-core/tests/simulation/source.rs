@@ -1,6 +1,7 @@
 //! The source of a history: one feed for all instances, read through each one's own mishaps.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -11,8 +12,10 @@ use orbit_etl_core::{
     Split, SplitChange, SplitId, StreamInfo,
 };
 
+use tokio::sync::Notify;
+
 use super::history::Targets;
-use super::world::Instance;
+use super::world::{Instance, World};
 
 #[derive(Debug)]
 pub(crate) struct ModelSource {
@@ -20,6 +23,33 @@ pub(crate) struct ModelSource {
     pub(crate) bounded: bool,
     pub(crate) instance: Arc<Instance>,
     pub(crate) targets: Arc<Targets>,
+    pub(crate) told: Told,
+}
+
+/// Of how many changes of its splits a source has told this instance.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Told(Arc<(AtomicU64, Notify)>);
+
+impl Told {
+    fn set(&self, count: u64) {
+        self.0.0.store(count, Ordering::Relaxed);
+        self.0.1.notify_waiters();
+    }
+
+    fn one_more(&self) {
+        self.set(self.0.0.load(Ordering::Relaxed) + 1);
+    }
+
+    /// Waits until all are told: a split that is to be taken away and given back hasn't ended before.
+    async fn all(&self, world: &World, source: &str) {
+        loop {
+            let more = self.0.1.notified();
+            if self.0.0.load(Ordering::Relaxed) >= world.lock().changes.get(source).copied().unwrap_or(0) {
+                return;
+            }
+            more.await;
+        }
+    }
 }
 
 #[async_trait]
@@ -51,11 +81,15 @@ impl Source for ModelSource {
         after: Option<&Position>,
     ) -> Result<BoxStream<'static, Result<SplitChange>>> {
         self.instance.before("splits").await?;
-        let start = (self.inner.splits(cx, after).await?, Arc::clone(&self.instance));
-        Ok(stream::unfold(start, |(mut changes, instance)| async move {
+        self.told.set(after.map_or(0, |p| p.0["changes"].as_u64().unwrap()));
+        let start = (self.inner.splits(cx, after).await?, Arc::clone(&self.instance), self.told.clone());
+        Ok(stream::unfold(start, |(mut changes, instance, told)| async move {
             let change = changes.next().await?;
-            let told = instance.before("split change").await;
-            Some((told.and(change), (changes, instance)))
+            let fate = instance.before("split change").await;
+            if fate.is_ok() {
+                told.one_more();
+            }
+            Some((fate.and(change), (changes, instance, told)))
         })
         .boxed())
     }
@@ -69,11 +103,15 @@ impl Source for ModelSource {
     ) -> Result<BoxStream<'static, Result<SourceEvent>>> {
         let at = after.map_or_else(String::new, ToString::to_string);
         self.instance.before(&format!("open {} {at}", split.id)).await?;
-        let start = (self.inner.open(cx, split, after, scan).await?, Arc::clone(&self.instance));
-        Ok(stream::unfold(start, |(mut events, instance)| async move {
+        let inner = self.inner.open(cx, split, after, scan).await?;
+        let start = (inner, Arc::clone(&self.instance), self.told.clone(), cx.node().to_owned());
+        Ok(stream::unfold(start, |(mut events, instance, told, source)| async move {
             let event = events.next().await?;
-            let told = instance.before("read").await;
-            Some((told.and(event), (events, instance)))
+            let fate = instance.before("read").await;
+            if matches!(event, Ok(SourceEvent::Finished)) {
+                told.all(&instance.world, &source).await;
+            }
+            Some((fate.and(event), (events, instance, told, source)))
         })
         .boxed())
     }

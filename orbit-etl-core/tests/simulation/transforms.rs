@@ -24,11 +24,8 @@ pub(crate) fn schema() -> SchemaRef {
 }
 
 pub(crate) fn batch(of: &[i64], seq: &[Option<i64>]) -> RecordBatch {
-    let columns: [Int64Array; 3] = [
-        of.to_vec().into(),
-        of.iter().map(|id| group_of(*id)).collect(),
-        seq.iter().copied().collect(),
-    ];
+    let columns: [Int64Array; 3] =
+        [of.to_vec().into(), of.iter().map(|id| group_of(*id)).collect(), seq.iter().copied().collect()];
     RecordBatch::try_new(schema(), columns.into_iter().map(|c| Arc::new(c) as _).collect()).unwrap()
 }
 

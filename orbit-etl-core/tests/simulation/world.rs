@@ -54,7 +54,6 @@ pub(crate) struct State {
     pub(crate) random: Random,
     /// A call goes wrong about once in so many; none do at the end.
     pub(crate) rate: Option<u64>,
-    pub(crate) faults: u32,
     /// So many requests to the log are still to go unanswered.
     pub(crate) outage: u64,
     late: Vec<(String, Late)>,
@@ -63,6 +62,8 @@ pub(crate) struct State {
     pub(crate) wrong: Vec<String>,
     /// The ids in each split, in their order.
     pub(crate) splits: BTreeMap<String, Vec<i64>>,
+    /// How often splits of a source were added or taken away.
+    pub(crate) changes: BTreeMap<String, u64>,
     /// The sinks that a run of the pipeline has claimed.
     pub(crate) claimed: BTreeSet<String>,
 }
@@ -72,12 +73,12 @@ impl World {
         let state = State {
             random,
             rate: Some(rate),
-            faults: 0,
             outage: 0,
             late: Vec::new(),
             trace: traced.then(Vec::new),
             wrong: Vec::new(),
             splits: BTreeMap::new(),
+            changes: BTreeMap::new(),
             claimed: BTreeSet::new(),
         };
         Arc::new(Self { log: Arc::new(InMemory::new()), state: Mutex::new(state) })
@@ -104,6 +105,10 @@ impl World {
     pub(crate) fn wrong(&self, what: String) {
         self.note(|| format!("!! {what}"));
         self.lock().wrong.push(what);
+    }
+
+    pub(crate) fn changed(&self, source: &str) {
+        *self.lock().changes.entry(source.to_owned()).or_default() += 1;
     }
 
     pub(crate) fn delayed(&self, what: String, request: Late) {
@@ -156,12 +161,7 @@ impl std::fmt::Debug for Instance {
 
 impl Instance {
     pub(crate) fn new(id: usize, world: &Arc<World>) -> Arc<Self> {
-        Arc::new(Self {
-            id,
-            world: Arc::clone(world),
-            crashed: AtomicBool::new(false),
-            pause: Notify::new(),
-        })
+        Arc::new(Self { id, world: Arc::clone(world), crashed: AtomicBool::new(false), pause: Notify::new() })
     }
 
     pub(crate) fn has_crashed(&self) -> bool {
@@ -180,7 +180,6 @@ impl Instance {
         if !state.random.one_in(rate) {
             return Fate::Go;
         }
-        state.faults += 1;
         match state.random.below(10) {
             0..=2 => Fate::Crash,
             3..=5 => Fate::Fail(ErrorKind::Unavailable),
