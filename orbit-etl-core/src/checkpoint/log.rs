@@ -19,6 +19,7 @@ use super::entry::{Entry, Kind, entry_number, entry_path};
 use super::state::State;
 use super::store::{Created, Store};
 use crate::error::{Error, ErrorKind, Result, ResultExt};
+use crate::planted::{Bug, planted};
 
 /// How often the newest entry may be collected between the listing and the reading, and how often
 /// somebody else may take the number that a claim was to have.
@@ -151,6 +152,7 @@ impl Log {
     /// * The store's own. If the claim's outcome is unknown, nothing is lost: claim again.
     pub async fn claim(&self, run: &str, pipeline: &str) -> Result<Claim> {
         let lineage = Uuid::now_v7().to_string();
+        let mut stale = None;
         for _ in 0..RACES {
             let newest = self.newest().await?;
             if let Some(newest) = &newest {
@@ -164,6 +166,10 @@ impl Log {
                     body::encode(&state, &BTreeSet::new(), |_| BlobName::new())?.json
                 }
             };
+            let body = match planted(Bug::StaleCopyOnClaimRetry) {
+                true => stale.get_or_insert(body).clone(),
+                false => body,
+            };
             let parsed = self.parse_body(&body, number - 1)?;
             let entry =
                 Entry { number, kind: Kind::Claim, run: run.to_owned(), pipeline: pipeline.to_owned(), body };
@@ -173,7 +179,9 @@ impl Log {
                 // Not fenced: whoever was faster is older than the next number.
                 Created::Foreign | Created::Gone => continue,
             }
-            self.check_newest(number).await?;
+            if !planted(Bug::NoListAfterClaim) {
+                self.check_newest(number).await?;
+            }
             // Only now can nobody collect what the claim names.
             let blobs = parsed.blob_names();
             let state = self.resolve_as(parsed, number).await.with("entry", &path)?;

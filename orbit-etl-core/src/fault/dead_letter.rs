@@ -14,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use crate::batch::{compact, row_bytes};
 use crate::error::{CEILING, Error, Result};
 use crate::event::{Payload, Reject};
+use crate::planted::{Bug, planted};
 use crate::sink::Epoch;
 
 /// How many bytes of rejects may wait for the dead-letter sink, per epoch.
@@ -222,7 +223,8 @@ impl RejectPort {
             reject.payload = Payload::Rows(compact(batch)?);
         }
         if let Way::Keep(queues) = &self.letters.way {
-            let queue = &queues[(self.epoch % 2) as usize];
+            let epoch = self.epoch + u64::from(planted(Bug::RejectsNotInEpoch));
+            let queue = &queues[(epoch % 2) as usize];
             let cost = payload_bytes(&reject.payload).clamp(256, CREDIT);
             let credit = Arc::clone(&queue.credit)
                 .acquire_many_owned(u32::try_from(cost).unwrap_or(u32::MAX))

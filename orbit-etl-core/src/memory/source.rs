@@ -249,7 +249,8 @@ impl Source for MemorySource {
                     return Ok(None);
                 }
                 tokio::select! {
-                    _ = changed.changed() => {}
+                    biased;
+                    () = changed.changed() => {}
                     () = cancel.cancelled() => return Err(Error::cancelled()),
                 }
             }

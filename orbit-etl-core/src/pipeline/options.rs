@@ -23,7 +23,7 @@ pub enum Again {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Delivery {
-    /// A crash may lose rows of one source and double those of another.
+    /// A crash may lose rows of one source, and double those of another or of a transform's state.
     BestEffort,
     /// Never twice, but a crash may lose rows.
     AtMostOnce,

@@ -21,6 +21,7 @@ use crate::fault::{Rejected, failpoint};
 use crate::observe::{Outcome, Progress};
 use crate::pipeline::options::OnError;
 use crate::pipeline::plan::{Plan, Role};
+use crate::planted::{Bug, pace, planted};
 use crate::sink::{CheckpointRecord, CommitMode, Committable, Discard, Epoch, Prepared, Publication};
 use crate::transform::OperatorState;
 
@@ -177,6 +178,9 @@ impl<'a> Epochs<'a> {
         let error = super::recover::judge_fence(error, &mut self.claim).await;
         if error.kind() == ErrorKind::Fenced {
             // The newer run decides what becomes of it.
+            if planted(Bug::LivingRunDiscarded) {
+                super::recover::discard_older(self.plan, 0, &State::default(), self.sessions).await;
+            }
             return error;
         }
         let claim = self.claim.number();
@@ -233,13 +237,16 @@ impl<'a> Epochs<'a> {
         self.check_share(&gathered)?;
         let mut staged = self.stage(epoch, &mut next, std::mem::take(&mut gathered.prepared), letters);
         if self.is_empty(&next, &staged) {
-            self.wired.committed.send_replace(epoch);
+            self.wired.committed.set(epoch);
             return Ok(());
         }
         // This checkpoint holds the dead letters of those commits: they are done with it.
         let done =
             |p: &Pending| self.awaiting.iter().any(|(sink, epoch)| *sink == p.sink && p.epoch <= *epoch);
         next.pending.retain(|p| !done(p));
+        if planted(Bug::PendingNotCarried) {
+            next.pending.retain(|p| p.epoch == epoch);
+        }
         let record = self.claim.encode(&next).await?;
         failpoint("before_checkpoint");
         // They are among this epoch's dead letters, or were only to be counted.
@@ -247,6 +254,16 @@ impl<'a> Epochs<'a> {
         for node in self.early_atomic_sinks() {
             let committables = staged.remove(&node).unwrap_or_default();
             self.commit_now(node, epoch, &record, committables).await?;
+        }
+        if planted(Bug::AcknowledgeBeforeCheckpoint) {
+            self.acknowledge(self.to_acknowledge.clone()).await?;
+        }
+        let early = match self.plan.keeper {
+            Some(_) => planted(Bug::CommitOrderSwapped),
+            None => planted(Bug::CommitBeforeCheckpoint),
+        };
+        if early {
+            commit_pending(self.plan, &mut next.clone(), self.sessions, &mut Vec::new()).await?;
         }
         self.sent = epoch;
         if next.complete {
@@ -266,8 +283,13 @@ impl<'a> Epochs<'a> {
         for (node, counts) in gathered.counts {
             *self.tally.counts.entry(self.plan.nodes[node].name.clone()).or_default() += counts;
         }
+        if planted(Bug::AcknowledgeBeforeCommit) {
+            self.acknowledge(self.to_acknowledge.clone()).await?;
+        }
         let rejects = commit_pending(self.plan, &mut self.state, self.sessions, &mut self.awaiting).await?;
-        self.carry.extend(rejects);
+        if !planted(Bug::CommitRejectsDropped) {
+            self.carry.extend(rejects);
+        }
         for (node, reject) in &self.carry {
             let name = &self.plan.nodes[*node].name;
             for counts in [&mut self.tally.counts, &mut self.state.totals] {
@@ -377,6 +399,7 @@ impl<'a> Epochs<'a> {
         }
         for (i, node) in self.plan.nodes.iter().enumerate() {
             match gathered.operators.remove(&i) {
+                Some(_) if planted(Bug::StateOfWrongEpoch) && epoch % 2 == 1 => None,
                 Some(state) => next.operators.insert(node.name.clone(), state),
                 None => next.operators.remove(&node.name),
             };
@@ -496,9 +519,9 @@ impl<'a> Epochs<'a> {
         for splits in self.wired.splits.values() {
             splits.committed();
         }
-        self.wired.committed.send_replace(epoch);
+        self.wired.committed.set(epoch);
         self.tell_progress();
-        if self.tally.epochs.is_multiple_of(COLLECT_EVERY) {
+        if self.tally.epochs.is_multiple_of(pace(COLLECT_EVERY, 2)) {
             self.claim.collect().await.unwrap_or_else(|e| warn_collect(&e));
         }
         Ok(())

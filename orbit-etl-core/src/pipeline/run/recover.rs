@@ -9,6 +9,7 @@ use crate::event::Reject;
 use crate::fault::failpoint;
 use crate::pipeline::options::Again;
 use crate::pipeline::plan::{Plan, Role};
+use crate::planted::{Bug, planted};
 use crate::sink::{
     CheckpointRecord, CommitMode, Committable, Committed, Discard, Epoch, Lineage, Publication, SinkSession,
 };
@@ -93,14 +94,26 @@ async fn recover_claimed(
         .filter(|(i, _)| atomic(**i))
         .flat_map(|(i, known)| known.rejects.iter().map(|r| (*i, r.clone())))
         .collect();
-    claim.still_newest().await?;
+    if !planted(Bug::NoListAfterSinkClaims) {
+        claim.still_newest().await?;
+    }
     let mut state = claim.state().clone();
+    let newest = state.pending.iter().map(|p| p.epoch).max();
+    if planted(Bug::NewestCommittableOnly) {
+        state.pending.retain(|p| Some(p.epoch) == newest);
+    }
+    if planted(Bug::PendingDropped) {
+        state.pending.clear();
+    }
     let mut epoch = state.epoch;
     for (i, known) in &committed {
         check_target(plan, *i, known, &state)?;
         epoch = epoch.max(known.epoch);
     }
     let mut awaiting = Vec::new();
+    if planted(Bug::DiscardBeforeRecommit) {
+        discard_older(plan, claim.number(), &State::default(), sessions).await;
+    }
     let rejects = commit_pending(plan, &mut state, sessions, &mut awaiting).await?;
     carry.extend(rejects);
     discard_older(plan, claim.number(), &state, sessions).await;
@@ -186,7 +199,7 @@ async fn claim_sinks(
 
 fn check_target(plan: &Plan, i: usize, known: &Committed, state: &State) -> Result<()> {
     let node = &plan.nodes[i];
-    if known.lineage != state.lineage {
+    if known.lineage != state.lineage && !planted(Bug::LineageNotCompared) {
         return Err(Error::new(
             ErrorKind::Conflict,
             "the target was loaded by a pipeline with another state directory",
@@ -288,7 +301,8 @@ async fn commit_staged(
     Ok(rejects)
 }
 
-async fn discard_older(plan: &Plan, claim: u64, state: &State, sessions: &mut Sessions) {
+pub(crate) async fn discard_older(plan: &Plan, claim: u64, state: &State, sessions: &mut Sessions) {
+    let claim = if planted(Bug::LivingRunDiscarded) { u64::MAX } else { claim };
     for (i, session) in sessions.iter_mut() {
         let name = &plan.nodes[*i].name;
         let keep =
