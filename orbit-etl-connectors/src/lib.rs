@@ -2,7 +2,7 @@
 //!
 //! | feature and `type` | source | sink |
 //! |---|---|---|
-//! | `delta` | a version, new versions, changes; exact replay (changes: whole versions) | append, overwrite; staged |
+//! | `delta` | a version, new versions, changes; exact replay (changes: whole versions) | append, merge, overwrite (all or `replace_where`); staged |
 //! | `files` | CSV, JSON lines, Parquet, Avro, Arrow IPC; exact replay | the same formats; staged |
 //! | `generate` | made-up rows, the same for the same seed; exact replay | |
 
