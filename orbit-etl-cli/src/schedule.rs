@@ -47,9 +47,7 @@ pub(crate) async fn run(
             let mut times = Times::new(&one, before, Utc::now());
             while times.wait(&one, &signals).await {
                 let ended = run_one(&one, &signals, &screen).await;
-                if let Err(failure) = tell(one.pipeline.name(), &ended, format) {
-                    return Err(failure);
-                }
+                tell(one.pipeline.name(), &ended, format)?;
                 match ended {
                     Ended::Well(_) => success.send_modify(|count| *count += 1),
                     Ended::Badly(failure, _) => {
@@ -58,7 +56,7 @@ pub(crate) async fn run(
                     Ended::Skipped(_) => {}
                 }
             }
-            Ok(())
+            Ok::<(), Failure>(())
         });
     }
     while let Some(joined) = tasks.join_next().await {

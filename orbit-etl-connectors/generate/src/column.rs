@@ -348,7 +348,7 @@ fn unit(bits: u64) -> f64 {
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // The sum lies between the two.
 fn between(min: i64, max: i64, bits: u64) -> i64 {
     let span = (i128::from(max) - i128::from(min) + 1) as u128;
-    (i128::from(min) + (u128::from(bits) * span >> 64) as i128) as i64
+    (i128::from(min) + ((u128::from(bits) * span) >> 64) as i128) as i64
 }
 
 impl TryFrom<String> for Day {

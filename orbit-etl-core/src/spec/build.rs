@@ -71,8 +71,12 @@ pub(crate) fn read_dead_letters(
         None => {
             let what = quoted(tag.unwrap_or_default());
             problems.push(
-                Problem::new(&written.place, &written.key, format!("dead letters in {what} can't be read from here"))
-                    .help("read them with the tools of that place"),
+                Problem::new(
+                    &written.place,
+                    &written.key,
+                    format!("dead letters in {what} can't be read from here"),
+                )
+                .help("read them with the tools of that place"),
             );
             None
         }
