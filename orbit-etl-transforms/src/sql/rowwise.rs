@@ -111,8 +111,8 @@ impl RowWise {
             match self.program.run(&part, &self.positions, &mut good, &self.held) {
                 Ok(()) => passed += rows,
                 Err(failure)
-                    if !self.program.blames_a_row(&failure)
-                        && !(rows > 1 && self.program.lacks_memory(&failure)) =>
+                    if !(self.program.blames_a_row(&failure)
+                        || rows > 1 && self.program.lacks_memory(&failure)) =>
                 {
                     return Err(self.program.error(&failure));
                 }
