@@ -56,7 +56,8 @@ async fn mend_connected(definition: &Definition, cx: &Context, what: &Mend<'_>) 
     let mut sessions = open_sinks(&plan, cx).await?;
     let mended = async {
         // As after a restart: a generation that is complete isn't followed by another one.
-        let recovered = recover(&plan, &definition.log()?, cx, &mut sessions, true).await?;
+        let completed = head.state.complete.then_some(head.state.epoch);
+        let recovered = recover(&plan, &definition.log()?, cx, &mut sessions, completed).await?;
         let Recovered { mut claim, mut state, epoch, .. } = recovered;
         state.epoch = epoch;
         match what {
