@@ -6,9 +6,9 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)] // The names say it.
 pub enum Bug {
+    /// Neither at once nor after the sinks are claimed, which finds the same.
     NoListAfterClaim,
     NoListAfterCheckpoint,
-    NoListAfterSinkClaims,
     StaleCopyOnClaimRetry,
     NoHashCheck,
     NewestCollected,

@@ -172,16 +172,26 @@ impl History {
             13 if !self.alive.is_empty() => self.abort(),
             14 => self.let_an_alien_try(),
             _ => {
-                if self.alive.is_empty() {
-                    self.start(false);
-                }
-                let i = self.below(self.alive.len() as u64) as usize;
+                let i = self.pick_awake();
                 let millis = 1 + self.below(150);
                 if let Some(ended) = self.slice(i, millis) {
                     self.judge_end(&ended);
                 }
             }
         }
+    }
+
+    /// One of the instances that don't sleep; a new one, if there is room, when all do.
+    fn pick_awake(&mut self) -> usize {
+        let sleeps: Vec<bool> = self.alive.iter().map(|alive| alive.instance.sleeps()).collect();
+        let mut awake: Vec<usize> = (0..sleeps.len()).filter(|i| !sleeps[*i]).collect();
+        if awake.is_empty() && self.alive.len() < 2 {
+            self.start(false);
+            awake.push(self.alive.len() - 1);
+        } else if awake.is_empty() {
+            awake.extend(0..self.alive.len());
+        }
+        self.world.random(|r| *r.pick(&awake))
     }
 
     fn start(&mut self, alien: bool) {
@@ -353,6 +363,7 @@ impl History {
             let (source, split) = self.world.random(|r| r.pick(&open).clone());
             self.world.note(|| format!("-- {split} is revoked"));
             self.sources[&source].1.revoke(&split).unwrap();
+            self.world.lock().revoked.insert(split.clone());
             self.world.changed(&source);
             self.revoked.push((source, split));
         }
@@ -364,6 +375,7 @@ impl History {
             let shape = self.shape.sources.iter().find(|s| s.name == source).unwrap();
             let shape = shape.splits.iter().find(|p| p.name == split).unwrap();
             let made = Split::new(split.as_str(), json!({ "split": split }));
+            self.world.lock().revoked.remove(&split);
             self.sources[&source].1.add(Split { bounded: shape.bounded, ..made });
             self.world.changed(&source);
         }

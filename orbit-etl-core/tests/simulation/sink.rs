@@ -110,7 +110,8 @@ impl SinkSession for Session {
         let before = self.of.seen.lock().unwrap().get(&self.name).cloned();
         self.of.instance.before(&call).await?;
         let mut known = self.inner()?.claim(lineage).await?;
-        if self.of.bug == Some(SinkBug::ClaimAfterReading) && known.is_some() {
+        let ours = known.as_ref().is_some_and(|known| known.lineage == lineage.id);
+        if self.of.bug == Some(SinkBug::ClaimAfterReading) && ours {
             known = before;
         }
         if !self.of.alien {

@@ -40,11 +40,16 @@ impl Told {
         self.set(self.0.0.load(Ordering::Relaxed) + 1);
     }
 
-    /// Waits until all are told: a split that is to be taken away and given back hasn't ended before.
-    async fn all(&self, world: &World, source: &str) {
+    /// Waits until all are told and the split isn't taken away: one that is to be given back hasn't ended.
+    async fn all(&self, world: &World, source: &str, split: &str) {
         loop {
             let more = self.0.1.notified();
-            if self.0.0.load(Ordering::Relaxed) >= world.lock().changes.get(source).copied().unwrap_or(0) {
+            let told = self.0.0.load(Ordering::Relaxed);
+            let ends = {
+                let world = world.lock();
+                told >= world.changes.get(source).copied().unwrap_or(0) && !world.revoked.contains(split)
+            };
+            if ends {
                 return;
             }
             more.await;
@@ -104,14 +109,18 @@ impl Source for ModelSource {
         let at = after.map_or_else(String::new, ToString::to_string);
         self.instance.before(&format!("open {} {at}", split.id)).await?;
         let inner = self.inner.open(cx, split, after, scan).await?;
-        let start = (inner, Arc::clone(&self.instance), self.told.clone(), cx.node().to_owned());
-        Ok(stream::unfold(start, |(mut events, instance, told, source)| async move {
-            let event = events.next().await?;
-            let fate = instance.before("read").await;
-            if matches!(event, Ok(SourceEvent::Finished)) {
-                told.all(&instance.world, &source).await;
+        let (source, split) = (cx.node().to_owned(), split.id.to_string());
+        let (instance, told) = (Arc::clone(&self.instance), self.told.clone());
+        Ok(stream::unfold((inner, instance, told), move |(mut events, instance, told)| {
+            let (source, split) = (source.clone(), split.clone());
+            async move {
+                let event = events.next().await?;
+                let fate = instance.before("read").await;
+                if matches!(event, Ok(SourceEvent::Finished)) {
+                    told.all(&instance.world, &source, &split).await;
+                }
+                Some((fate.and(event), (events, instance, told)))
             }
-            Some((fate.and(event), (events, instance, told, source)))
         })
         .boxed())
     }

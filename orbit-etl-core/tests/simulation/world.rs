@@ -1,7 +1,7 @@
 //! What outlives the instances of a history: the seed's decisions, requests still under way, what was seen.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -64,6 +64,8 @@ pub(crate) struct State {
     pub(crate) splits: BTreeMap<String, Vec<i64>>,
     /// How often splits of a source were added or taken away.
     pub(crate) changes: BTreeMap<String, u64>,
+    /// The splits that are taken away and not yet given back.
+    pub(crate) revoked: BTreeSet<String>,
     /// The sinks that a run of the pipeline has claimed.
     pub(crate) claimed: BTreeSet<String>,
 }
@@ -79,6 +81,7 @@ impl World {
             wrong: Vec::new(),
             splits: BTreeMap::new(),
             changes: BTreeMap::new(),
+            revoked: BTreeSet::new(),
             claimed: BTreeSet::new(),
         };
         Arc::new(Self { log: Arc::new(InMemory::new()), state: Mutex::new(state) })
@@ -138,6 +141,8 @@ pub(crate) enum Fate {
     Go,
     /// The history goes on elsewhere first.
     Switch,
+    /// The history goes on elsewhere for many steps: one that wakes up late.
+    Sleep(u64),
     Delay,
     Crash,
     Fail(ErrorKind),
@@ -150,6 +155,8 @@ pub(crate) struct Instance {
     pub(crate) id: usize,
     pub(crate) world: Arc<World>,
     crashed: AtomicBool,
+    /// For how many steps of the history it is left alone.
+    asleep: AtomicU64,
     pub(crate) pause: Notify,
 }
 
@@ -161,7 +168,20 @@ impl std::fmt::Debug for Instance {
 
 impl Instance {
     pub(crate) fn new(id: usize, world: &Arc<World>) -> Arc<Self> {
-        Arc::new(Self { id, world: Arc::clone(world), crashed: AtomicBool::new(false), pause: Notify::new() })
+        Arc::new(Self {
+            id,
+            world: Arc::clone(world),
+            crashed: AtomicBool::new(false),
+            asleep: AtomicU64::new(0),
+            pause: Notify::new(),
+        })
+    }
+
+    /// Whether it sleeps through this step.
+    pub(crate) fn sleeps(&self) -> bool {
+        let left = self.asleep.load(Ordering::Relaxed);
+        self.asleep.store(left.saturating_sub(1), Ordering::Relaxed);
+        left > 0
     }
 
     pub(crate) fn has_crashed(&self) -> bool {
@@ -172,7 +192,11 @@ impl Instance {
         let mut state = self.world.lock();
         let Some(rate) = state.rate else { return Fate::Go };
         if state.random.one_in(24) {
-            return Fate::Switch;
+            return if state.random.one_in(6) {
+                Fate::Sleep(2 + state.random.below(12))
+            } else {
+                Fate::Switch
+            };
         }
         if state.random.one_in(40) {
             return Fate::Delay;
@@ -231,7 +255,10 @@ impl Instance {
 
     async fn suffer(&self, fate: Fate) {
         match fate {
-            Fate::Switch => {
+            Fate::Switch | Fate::Sleep(_) => {
+                if let Fate::Sleep(steps) = fate {
+                    self.asleep.store(steps, Ordering::Relaxed);
+                }
                 self.pause.notify_one();
                 tokio::task::yield_now().await;
                 self.alive().await;

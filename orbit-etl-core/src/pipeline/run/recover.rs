@@ -94,7 +94,7 @@ async fn recover_claimed(
         .filter(|(i, _)| atomic(**i))
         .flat_map(|(i, known)| known.rejects.iter().map(|r| (*i, r.clone())))
         .collect();
-    if !planted(Bug::NoListAfterSinkClaims) {
+    if !planted(Bug::NoListAfterClaim) {
         claim.still_newest().await?;
     }
     let mut state = claim.state().clone();
