@@ -8,7 +8,7 @@ use orbit_etl_core::memory::{MemoryFeed, MemorySink, MemorySource, MemoryTable};
 use orbit_etl_core::{CommitMode, ErrorKind, Pipeline, Position, StreamInfo};
 use serde_json::json;
 
-use super::support::{ids, rows, schema, soon};
+use super::support::{all_ids, rows, schema, soon};
 
 fn pipeline(mode: CommitMode) -> (Pipeline, MemoryFeed, MemoryTable) {
     let (source, feed) = MemorySource::unbounded(vec![StreamInfo::new("a", schema())]);
@@ -75,7 +75,7 @@ async fn a_split_is_read_on_where_it_is_set_back_to() {
 
     pipeline.set_position("in", Some("s"), early).await.unwrap();
     run_to(&pipeline, &table, 30).await;
-    assert_eq!(ids(&table, "a"), ranges(&[(0, 10), (10, 20), (10, 20)]));
+    assert_eq!(all_ids(&table), ranges(&[(0, 10), (10, 20), (10, 20)]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -86,7 +86,7 @@ async fn after_a_reset_everything_is_read_as_a_new_generation() {
     run_to(&pipeline, &table, 10).await;
     assert_eq!(pipeline.reset().await.unwrap().generation, 2);
     run_to(&pipeline, &table, 20).await;
-    assert_eq!(ids(&table, "a"), ranges(&[(0, 10), (0, 10)]));
+    assert_eq!(all_ids(&table), ranges(&[(0, 10), (0, 10)]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -155,7 +155,7 @@ async fn a_tap_gets_the_rows_and_leaves_the_rest_alone() {
         assert_eq!(part.nodes().len(), 2);
         part.run().await.unwrap();
     }
-    assert_eq!(ids(&tapped, "a"), ranges(&[(0, 10), (0, 10)]));
+    assert_eq!(all_ids(&tapped), ranges(&[(0, 10), (0, 10)]));
     assert_eq!(table.rows(), 0);
     assert!(pipeline.tap("nobody", MemorySink::new(&tapped)).is_err());
 }
