@@ -8,7 +8,7 @@ use super::history::run;
 #[test]
 fn bugs_of_the_engine_are_found() {
     let bugs = [
-        (Bug::NoListAfterClaim, 0),
+        (Bug::NoListAfterClaim, 4721),
         (Bug::NoListAfterCheckpoint, 37),
         (Bug::StaleCopyOnClaimRetry, 15),
         (Bug::NoHashCheck, 15),
