@@ -14,18 +14,18 @@ use std::time::Instant;
 
 use datafusion::common::config::TableParquetOptions;
 use datafusion::dataframe::DataFrameWriteOptions;
-use datafusion::prelude::{col, CsvReadOptions, ParquetReadOptions, SessionConfig, SessionContext};
-use deltalake::delta_datafusion::planner::DeltaPlanner;
-use deltalake::delta_datafusion::DeltaSessionConfig;
 use datafusion::execution::SessionStateBuilder;
+use datafusion::prelude::{CsvReadOptions, ParquetReadOptions, SessionConfig, SessionContext, col};
+use deltalake::delta_datafusion::DeltaSessionConfig;
+use deltalake::delta_datafusion::planner::DeltaPlanner;
 use orbit_etl::connectors::delta::DeltaSink;
 use orbit_etl::connectors::files::Compression;
 use orbit_etl::prelude::*;
 use parquet::basic::{Compression as ParquetCompression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
-use url::Url;
 use tpchgen::csv::LineItemCsv;
 use tpchgen::generators::LineItemGenerator;
+use url::Url;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -292,7 +292,11 @@ async fn merge(input: &str, output: &str) -> Result<(), Failure> {
         .with_source_alias("source")
         .with_target_alias("target")
         .with_writer_properties(WriterProperties::builder().set_compression(zstd).build())
-        .with_session_state(Arc::new(SessionStateBuilder::new_from_existing(context.state()).with_query_planner(DeltaPlanner::new()).build()))
+        .with_session_state(Arc::new(
+            SessionStateBuilder::new_from_existing(context.state())
+                .with_query_planner(DeltaPlanner::new())
+                .build(),
+        ))
         .when_matched_update(|update| {
             columns.iter().fold(update, |update, c| update.update(c.as_str(), col(format!("source.{c}"))))
         })?

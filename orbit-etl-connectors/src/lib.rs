@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `delta` | a version, new versions, changes; exact replay (changes: whole versions) | append, merge, overwrite (all or `replace_where`); staged |
 //! | `files` | CSV, JSON lines, Parquet, Avro, Arrow IPC; exact replay | the same formats; staged |
+//! | `generate` | made-up rows, the same for the same seed; exact replay | |
 
 #[cfg(feature = "delta")]
 #[doc(inline)]
@@ -11,6 +12,9 @@ pub use orbit_etl_connector_delta as delta;
 #[cfg(feature = "files")]
 #[doc(inline)]
 pub use orbit_etl_connector_files as files;
+#[cfg(feature = "generate")]
+#[doc(inline)]
+pub use orbit_etl_connector_generate as generate;
 
 use orbit_etl_core::Registry;
 
@@ -24,4 +28,8 @@ pub fn register_enabled(registry: &mut Registry) {
     registry.add_source::<files::FilesSource>("files").add_sink::<files::FilesSink>("files");
     #[cfg(not(feature = "files"))]
     registry.add_absent("files", "files");
+    #[cfg(feature = "generate")]
+    registry.add_source::<generate::GenerateSource>("generate");
+    #[cfg(not(feature = "generate"))]
+    registry.add_absent("generate", "generate");
 }

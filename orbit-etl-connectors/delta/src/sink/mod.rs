@@ -21,12 +21,14 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use orbit_etl_core::model::Role;
+use orbit_etl_core::spec::{ByteSize, PathText, Secret, bytes};
 use orbit_etl_core::{
     CommitMode, Connector, ConnectorInfo, Context, Error, Health, Publication, Result, Sink, SinkSession,
     StreamInfo,
 };
 use parquet::basic::{Compression as ParquetCompression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
+use schemars::JsonSchema;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
@@ -43,7 +45,7 @@ const ZSTD_LEVEL: i32 = 3;
 const STREAM: &str = "{stream}";
 
 /// What a pipeline's rows do to those that a table has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// Each epoch adds its rows.
@@ -59,7 +61,7 @@ pub enum Mode {
 }
 
 /// What happens when the rows have columns that the table lacks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SchemaMode {
     /// An error.
@@ -70,7 +72,7 @@ pub enum SchemaMode {
 }
 
 /// How data files are compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Compression {
     /// Zstandard, level 3.
@@ -132,31 +134,46 @@ pub enum Compression {
 /// The types are in the crate's documentation. Rows with a value that the table's type can't hold
 /// exactly, with NULL where the table has none, or that break one of its constraints are rejected, and
 /// so are those whose partition column holds an empty text, which Delta would take for NULL.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DeltaSink {
+    /// The table's folder: a path or a URL. `{stream}` stands for the name of the input stream.
+    #[schemars(with = "PathText")]
     path: String,
+    /// What the rows do to those that the table has.
     #[serde(default)]
     mode: Mode,
+    /// The columns that tell rows apart, where the mode is `merge`.
     #[serde(default)]
     keys: Vec<String>,
+    /// The rows that each run replaces, as a condition in SQL; for the mode `overwrite`.
     #[serde(default)]
     replace_where: Option<String>,
+    /// What happens when the rows have columns that the table lacks.
     #[serde(default)]
     schema_mode: SchemaMode,
+    /// The columns by which a new table is partitioned.
     #[serde(default)]
     partition_by: Vec<String>,
+    /// Properties of a new table, such as `delta.appendOnly`.
     #[serde(default)]
     properties: BTreeMap<String, String>,
+    /// How data files are compressed; Zstandard unless given.
     #[serde(default)]
     compression: Compression,
-    #[serde(default = "default_file_size")]
+    /// A new file begins at about this size; 512 MiB unless given.
+    #[serde(default = "default_file_size", with = "bytes")]
+    #[schemars(with = "ByteSize")]
     target_file_size: u64,
+    /// How many rows a Parquet row group has at most; 1,048,576 unless given.
     #[serde(default = "default_row_group_rows")]
     row_group_rows: usize,
+    /// How many files the sink keeps open when there are many partitions; 256 unless given.
     #[serde(default = "default_open_files")]
     max_open_files: usize,
+    /// Options of the object store: `region`, `endpoint`, `access_key_id` …
     #[serde(default)]
+    #[schemars(with = "BTreeMap<String, Secret>")]
     storage: Storage,
 }
 
@@ -349,7 +366,7 @@ impl DeltaSink {
 #[async_trait]
 impl Connector for DeltaSink {
     fn info(&self) -> ConnectorInfo {
-        ConnectorInfo::new("delta", format!("delta {}", redact(&self.path)))
+        ConnectorInfo::new("delta", format!("delta {}", redact(&self.path))).with_path(&self.path)
     }
 
     fn validate(&self) -> Result<()> {

@@ -117,7 +117,8 @@ async fn we_read_what_others_write() {
         let ids = all.column_by_name("id").unwrap().as_primitive::<Int64Type>();
         let text = |name: &str| cast(all.column_by_name(name).unwrap(), &DataType::Utf8).unwrap();
         let (names, parts) = (text("name"), text("part"));
-        let own = |column: &StringArray, row: usize| column.is_valid(row).then(|| column.value(row).to_owned());
+        let own =
+            |column: &StringArray, row: usize| column.is_valid(row).then(|| column.value(row).to_owned());
         let (names, parts) = (names.as_string::<i32>(), parts.as_string::<i32>());
         let mut found: Vec<_> =
             (0..all.num_rows()).map(|row| (ids.value(row), own(names, row), own(parts, row))).collect();

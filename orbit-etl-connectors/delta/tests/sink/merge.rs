@@ -349,9 +349,8 @@ async fn staged_rows_that_are_gone_are_an_error_and_nothing_is_merged() {
 async fn partitions_of_unusual_types_are_merged_into() {
     let root = TempDir::new().unwrap();
     let times = |values: Vec<Option<i64>>| TimestampMicrosecondArray::from(values).with_timezone("UTC");
-    let prices = |values: Vec<Option<i128>>| {
-        Decimal128Array::from(values).with_precision_and_scale(9, 2).unwrap()
-    };
+    let prices =
+        |values: Vec<Option<i128>>| Decimal128Array::from(values).with_precision_and_scale(9, 2).unwrap();
     let rows = |ids: Vec<i64>, on: Vec<Option<bool>>, at: Vec<Option<i64>>, price: Vec<Option<i128>>| {
         batch(vec![
             ("id", Arc::new(Int64Array::from(ids))),
