@@ -1,6 +1,6 @@
 """One run of a peer, as `benches/tpch.rs` asks for it: CONTESTANT CASE INPUT OUTPUT.
 
-Prints the seconds and the highest resident bytes. Needs `duckdb` and `polars` from PyPI.
+Prints the seconds and the highest resident bytes. Needs `duckdb`, `polars` and `deltalake` from PyPI.
 """
 
 import importlib
@@ -32,6 +32,11 @@ def duckdb(db, case, source, target):
 
 
 def polars(pl, case, source, target):
+    if case == "csv_to_delta":
+        properties = importlib.import_module("deltalake").WriterProperties(compression="ZSTD", compression_level=3)
+        rows = pl.scan_csv(source, try_parse_dates=True)
+        rows.sink_delta(target, delta_write_options={"writer_properties": properties})
+        return
     if case == "csv_to_parquet":
         rows = pl.scan_csv(source, try_parse_dates=True)
     else:
@@ -48,9 +53,10 @@ def main():
     peer = importlib.import_module(who)
     began = time.perf_counter()
     {"duckdb": duckdb, "polars": polars}[who](peer, case, source, target)
-    for name in os.listdir(target):
-        with open(f"{target}/{name}", "rb") as written:
-            os.fsync(written.fileno())
+    for folder, _, names in os.walk(target):
+        for name in names:
+            with open(f"{folder}/{name}", "rb") as written:
+                os.fsync(written.fileno())
     seconds = time.perf_counter() - began
     print(f"{seconds:.6f} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}")
 

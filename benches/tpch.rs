@@ -1,4 +1,5 @@
-//! TPC-H lineitem through files, against plain DataFusion and the peers that Python brings along.
+//! TPC-H lineitem through files and Delta tables, against plain DataFusion, the `deltalake` crate and the
+//! peers that Python brings along.
 //!
 //! `cargo bench --bench tpch -- [CASE…] [--rounds N] [--scale S] [--peers PYTHON]`. Every run is a process of its own, two threads each; contestants alternate within
 //! a round. Printed are the medians, their ratio to DataFusion's, and the highest resident memory.
@@ -8,21 +9,33 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::Arc;
 use std::time::Instant;
 
 use datafusion::common::config::TableParquetOptions;
 use datafusion::dataframe::DataFrameWriteOptions;
-use datafusion::prelude::{CsvReadOptions, ParquetReadOptions, SessionConfig, SessionContext};
+use datafusion::execution::SessionStateBuilder;
+use datafusion::prelude::{CsvReadOptions, ParquetReadOptions, SessionConfig, SessionContext, col};
+use deltalake::delta_datafusion::DeltaSessionConfig;
+use deltalake::delta_datafusion::planner::DeltaPlanner;
+use orbit_etl::connectors::delta::DeltaSink;
 use orbit_etl::connectors::files::Compression;
 use orbit_etl::prelude::*;
+use parquet::basic::{Compression as ParquetCompression, ZstdLevel};
+use parquet::file::properties::WriterProperties;
 use tpchgen::csv::LineItemCsv;
 use tpchgen::generators::LineItemGenerator;
+use url::Url;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 const THREADS: usize = 2;
-/// With a column of text that hardly repeats, and without.
-const CASES: [&str; 3] = ["csv_to_parquet", "parquet_to_parquet", "parquet_to_parquet_numbers"];
+/// With a column of text that hardly repeats, and without; then Delta tables.
+const CASES: [&str; 5] =
+    ["csv_to_parquet", "parquet_to_parquet", "parquet_to_parquet_numbers", "csv_to_delta", "delta_merge"];
+/// How many changes are merged: four of five rows are there, the others are new.
+const CHANGES: usize = 100_000;
+const KEYS: [&str; 2] = ["l_orderkey", "l_linenumber"];
 
 fn query(case: &str) -> String {
     let text = if case == "parquet_to_parquet" { ", l_comment" } else { "" };
@@ -83,20 +96,24 @@ fn contest(arguments: &[String]) -> Result<(), Failure> {
     let home = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench").join(format!("sf{scale}"));
     let csv = home.join("lineitem.csv");
     generate(&csv, scale)?;
-    let mut contestants = vec!["datafusion", "orbit"];
-    if python.is_some() {
-        contestants.extend(["duckdb", "polars"]);
-    }
     for case in cases {
-        if case != "csv_to_parquet" && !home.join("parquet").exists() {
-            run("orbit", "csv_to_parquet", &csv, &home.join("parquet"), None)?;
+        let contestants = contestants(case, python.is_some());
+        let input = match case {
+            "csv_to_parquet" | "csv_to_delta" => csv.clone(),
+            "delta_merge" => home.join("changes"),
+            _ => home.join("parquet"),
+        };
+        if !input.exists() {
+            prepare(case, &home, &csv)?;
         }
-        let input = if case == "csv_to_parquet" { csv.clone() } else { home.join("parquet") };
         let mut seconds: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
         let mut peak: BTreeMap<&str, u64> = BTreeMap::new();
         for _ in 0..rounds {
             for who in &contestants {
                 let output = home.join("out");
+                if case == "delta_merge" {
+                    copy(&home.join("delta"), &output)?;
+                }
                 let (took, memory) = run(who, case, &input, &output, python.as_deref())?;
                 fs::remove_dir_all(&output)?;
                 seconds.entry(who).or_default().push(took);
@@ -105,7 +122,7 @@ fn contest(arguments: &[String]) -> Result<(), Failure> {
             }
         }
         println!("{case}, scale factor {scale}, {rounds} rounds");
-        let base = median(&seconds["datafusion"]);
+        let base = median(&seconds[contestants[0]]);
         for who in &contestants {
             let all = &seconds[who];
             let fastest = all.iter().copied().fold(f64::INFINITY, f64::min);
@@ -116,6 +133,46 @@ fn contest(arguments: &[String]) -> Result<(), Failure> {
                 median(all) / base,
                 peak[who] >> 20,
             );
+        }
+    }
+    Ok(())
+}
+
+/// Who takes part; the first is whom the others are measured by.
+fn contestants(case: &str, peers: bool) -> Vec<&'static str> {
+    let (own, foreign): (&[&str], &[&str]) = match case {
+        // Our own way into Parquet files.
+        "csv_to_delta" => (&["files", "orbit"], &["polars"]),
+        "delta_merge" => (&["deltalake", "orbit"], &[]),
+        _ => (&["datafusion", "orbit"], &["duckdb", "polars"]),
+    };
+    own.iter().chain(foreign.iter().filter(|_| peers)).copied().collect()
+}
+
+/// Makes what the later cases read.
+fn prepare(case: &str, home: &Path, csv: &Path) -> Result<(), Failure> {
+    if !home.join("parquet").exists() {
+        run("orbit", "csv_to_parquet", csv, &home.join("parquet"), None)?;
+    }
+    if case == "delta_merge" {
+        if !home.join("delta").exists() {
+            run("orbit", "csv_to_delta", csv, &home.join("delta"), None)?;
+        }
+        run("datafusion", "changes", &home.join("parquet"), &home.join("changes"), None)?;
+    }
+    Ok(())
+}
+
+fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), &target)?;
+            File::open(target)?.sync_all()?;
         }
     }
     Ok(())
@@ -160,6 +217,8 @@ fn child(run: &str) -> Result<(), Failure> {
     let began = Instant::now();
     match who {
         "orbit" => runtime.block_on(orbit(case, input, output))?,
+        "files" => runtime.block_on(orbit("csv_to_parquet", input, output))?,
+        "deltalake" => runtime.block_on(merge(input, output))?,
         _ => runtime.block_on(datafusion(case, input, output))?,
     }
     println!("{:.6} {}", began.elapsed().as_secs_f64(), peak_memory()?);
@@ -167,13 +226,21 @@ fn child(run: &str) -> Result<(), Failure> {
 }
 
 async fn orbit(case: &str, input: &str, output: &str) -> Result<(), Failure> {
-    let source = if case == "csv_to_parquet" { FilesSource::csv(input) } else { FilesSource::parquet(input) };
+    let source = if case.starts_with("csv") { FilesSource::csv(input) } else { FilesSource::parquet(input) };
     let mut builder = Pipeline::builder("bench").source("in", source);
-    if case != "csv_to_parquet" {
+    if case.starts_with("parquet") {
         builder = builder.transform("sql", Sql::new(query(case)));
     }
-    let sink = FilesSink::parquet(output).compression(Compression::Zstd).compression_level(3);
-    let pipeline = builder.sink("out", sink).parallelism(THREADS).checkpoint_in_memory().build();
+    let builder = match case {
+        "csv_to_delta" => builder.sink("out", DeltaSink::append(output)),
+        // Another sink has made the table, so this one has another name.
+        "delta_merge" => builder.sink("merge", DeltaSink::merge(output, KEYS)),
+        _ => {
+            let sink = FilesSink::parquet(output).compression(Compression::Zstd).compression_level(3);
+            builder.sink("out", sink)
+        }
+    };
+    let pipeline = builder.parallelism(THREADS).checkpoint_in_memory().build();
     pipeline.map_err(|e| e.report())?.run().await.map_err(|e| e.report())?;
     Ok(())
 }
@@ -182,6 +249,9 @@ async fn datafusion(case: &str, input: &str, output: &str) -> Result<(), Failure
     let context = SessionContext::new_with_config(SessionConfig::new().with_target_partitions(THREADS));
     let rows = if case == "csv_to_parquet" {
         context.read_csv(input, CsvReadOptions::new()).await?
+    } else if case == "changes" {
+        context.register_parquet("input", input, ParquetReadOptions::default()).await?;
+        context.sql(&changes(&context).await?).await?
     } else {
         context.register_parquet("input", input, ParquetReadOptions::default()).await?;
         context.sql(&query(case)).await?
@@ -193,6 +263,47 @@ async fn datafusion(case: &str, input: &str, output: &str) -> Result<(), Failure
     for file in fs::read_dir(output)? {
         File::open(file?.path())?.sync_all()?;
     }
+    Ok(())
+}
+
+/// Rows from all over the table, every fifth with a key that is new.
+async fn changes(context: &SessionContext) -> Result<String, Failure> {
+    let rows = context.table("input").await?.count().await?;
+    let every = (rows / CHANGES).max(1);
+    Ok(format!(
+        "SELECT CASE WHEN n % 5 = 0 THEN l_orderkey + 1000000000 ELSE l_orderkey END AS l_orderkey, \
+         * EXCEPT (l_orderkey, l_comment, n), concat('changed ', l_comment) AS l_comment FROM \
+         (SELECT *, row_number() OVER (ORDER BY l_orderkey, l_linenumber) - 1 AS n FROM input) \
+         WHERE n % {every} = 0 LIMIT {CHANGES}"
+    ))
+}
+
+/// The library's own merge, with its own session.
+async fn merge(input: &str, output: &str) -> Result<(), Failure> {
+    let table = Url::from_directory_path(output).map_err(|()| "the table's folder isn't a path")?;
+    let table = deltalake::open_table(table).await?;
+    let config: SessionConfig = DeltaSessionConfig::default().into();
+    let context = SessionContext::new_with_config(config.with_target_partitions(THREADS));
+    let changes = context.read_parquet(format!("{input}/"), ParquetReadOptions::default()).await?;
+    let columns: Vec<String> = changes.schema().fields().iter().map(|field| field.name().clone()).collect();
+    let zstd = ParquetCompression::ZSTD(ZstdLevel::try_new(3)?);
+    table
+        .merge(changes, KEYS.map(|key| format!("target.{key} = source.{key}")).join(" AND "))
+        .with_source_alias("source")
+        .with_target_alias("target")
+        .with_writer_properties(WriterProperties::builder().set_compression(zstd).build())
+        .with_session_state(Arc::new(
+            SessionStateBuilder::new_from_existing(context.state())
+                .with_query_planner(DeltaPlanner::new())
+                .build(),
+        ))
+        .when_matched_update(|update| {
+            columns.iter().fold(update, |update, c| update.update(c.as_str(), col(format!("source.{c}"))))
+        })?
+        .when_not_matched_insert(|insert| {
+            columns.iter().fold(insert, |insert, c| insert.set(c.as_str(), col(format!("source.{c}"))))
+        })?
+        .await?;
     Ok(())
 }
 

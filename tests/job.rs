@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use orbit_etl::connectors::delta::{DeltaSink, Mode as DeltaMode};
 use orbit_etl::connectors::files::Mode;
 use orbit_etl::prelude::*;
 use serde_json::{Value, json};
@@ -34,6 +35,8 @@ pub(crate) struct Job {
     pub(crate) overwrite: bool,
     /// A folder in an object store that is the lake, instead of the one on the disk.
     pub(crate) lake_url: Option<String>,
+    /// Whether, and how, the lake is a Delta table.
+    pub(crate) delta: Option<DeltaMode>,
 }
 
 /// What the input holds.
@@ -92,6 +95,7 @@ impl Job {
             rejects: false,
             overwrite: false,
             lake_url: None,
+            delta: None,
         }
     }
 
@@ -113,22 +117,17 @@ impl Job {
 
     /// A pipeline with small batches and an epoch as often as can be.
     pub(crate) fn pipeline(&self, pace: &Pace) -> Pipeline {
-        let folder = self.lake_url.clone().unwrap_or_else(|| self.lake().display().to_string());
-        let mut lake = FilesSink::parquet(folder);
-        if self.partitioned {
-            lake = lake.partition_by(["region"]);
-        }
-        if self.overwrite {
-            lake = lake.mode(Mode::Overwrite);
-        }
         let on_error = if self.rejects {
             OnError::dead_letter(FilesSink::json(self.rejected().display().to_string()))
         } else {
             OnError::fail()
         };
-        Pipeline::builder("load")
-            .source("files", Paced::new(self.source(), pace))
-            .sink("lake", lake)
+        let builder = Pipeline::builder("load").source("files", Paced::new(self.source(), pace));
+        let builder = match self.delta {
+            Some(mode) => builder.sink("lake", self.delta_sink(mode)),
+            None => builder.sink("lake", self.files_sink()),
+        };
+        builder
             .on_error(on_error)
             .delivery(Delivery::ExactlyOnce)
             .parallelism(2)
@@ -139,6 +138,29 @@ impl Job {
             .unwrap()
     }
 
+    fn files_sink(&self) -> FilesSink {
+        let folder = self.lake_url.clone().unwrap_or_else(|| self.lake().display().to_string());
+        let mut lake = FilesSink::parquet(folder);
+        if self.partitioned {
+            lake = lake.partition_by(["region"]);
+        }
+        if self.overwrite {
+            lake = lake.mode(Mode::Overwrite);
+        }
+        lake
+    }
+
+    fn delta_sink(&self, mode: DeltaMode) -> DeltaSink {
+        let mut lake = DeltaSink::new(self.lake().display().to_string(), mode);
+        if self.partitioned {
+            lake = lake.partition_by(["region"]);
+        }
+        if mode == DeltaMode::Merge {
+            lake = lake.keys(["id"]);
+        }
+        lake
+    }
+
     pub(crate) fn to_json(&self) -> Value {
         json!({
             "input": self.input,
@@ -147,6 +169,7 @@ impl Job {
             "rejects": self.rejects,
             "overwrite": self.overwrite,
             "lake_url": self.lake_url,
+            "delta": self.delta,
         })
     }
 
@@ -159,6 +182,7 @@ impl Job {
             rejects: json["rejects"].as_bool().unwrap(),
             overwrite: json["overwrite"].as_bool().unwrap(),
             lake_url: json["lake_url"].as_str().map(str::to_owned),
+            delta: serde_json::from_value(json["delta"].clone()).unwrap(),
         }
     }
 }

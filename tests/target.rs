@@ -5,7 +5,8 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use arrow::array::{AsArray, RecordBatch};
-use arrow::datatypes::Int64Type;
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Int64Type};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::Value;
 
@@ -45,6 +46,12 @@ pub(crate) fn check(job: &Job, input: &Input) -> Result<(), String> {
 
 /// Checks that nothing is staged any more.
 pub(crate) fn check_clean(job: &Job) -> Result<(), String> {
+    if job.delta.is_some() {
+        let left = Table::read(&job.lake())?.left_behind(&job.lake());
+        if !left.is_empty() {
+            return Err(format!("the table doesn't name {left:?}"));
+        }
+    }
     for root in [job.lake(), job.rejected()] {
         let staged = files(&root.join("_orbit/staged"));
         if !staged.is_empty() {
@@ -83,6 +90,9 @@ pub(crate) fn check_by_manifests(job: &Job, input: &Input) -> Result<(), String>
 
 fn lake_rows(job: &Job) -> Result<Vec<Row>, String> {
     let root = job.lake();
+    if job.delta.is_some() {
+        return rows_of(&root, Table::read(&root)?.files);
+    }
     rows_of(&root, listed(&root)?)
 }
 
@@ -93,7 +103,8 @@ fn rows_of(root: &Path, files: impl IntoIterator<Item = PathBuf>) -> Result<Vec<
         let reader = ParquetRecordBatchReaderBuilder::try_new(file)
             .and_then(ParquetRecordBatchReaderBuilder::build)
             .map_err(|e| format!("{}: {e}", path.display()))?;
-        let folder = path.parent().and_then(|p| p.to_str()).unwrap_or_default();
+        let folder =
+            path.parent().and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or_default();
         for batch in reader {
             let batch = batch.map_err(|e| format!("{}: {e}", path.display()))?;
             collect(&batch, folder.strip_prefix("region="), &mut rows);
@@ -105,13 +116,63 @@ fn rows_of(root: &Path, files: impl IntoIterator<Item = PathBuf>) -> Result<Vec<
 
 fn collect(batch: &RecordBatch, region: Option<&str>, rows: &mut Vec<Row>) {
     let ids = batch.column_by_name("id").unwrap().as_primitive::<Int64Type>();
-    let notes = batch.column_by_name("note").unwrap().as_string::<i32>();
+    // Some writers have them as views.
+    let text = |name: &str| batch.column_by_name(name).map(|c| cast(c, &DataType::Utf8).unwrap());
+    let (notes, regions) = (text("note").unwrap(), text("region"));
+    let notes = notes.as_string::<i32>();
     for row in 0..batch.num_rows() {
         let region = match region {
             Some(region) => region,
-            None => batch.column_by_name("region").unwrap().as_string::<i32>().value(row),
+            None => regions.as_ref().unwrap().as_string::<i32>().value(row),
         };
         rows.push((ids.value(row), region.to_owned(), notes.value(row).to_owned()));
+    }
+}
+
+/// A Delta table as its log tells it.
+struct Table {
+    /// What the newest version has.
+    files: BTreeSet<PathBuf>,
+    /// What some version has or had.
+    ever: BTreeSet<PathBuf>,
+}
+
+impl Table {
+    /// Reads the log. No epoch may stand there twice.
+    fn read(root: &Path) -> Result<Self, String> {
+        let (mut table, mut last) = (Self { files: BTreeSet::new(), ever: BTreeSet::new() }, 0);
+        let log = root.join("_delta_log");
+        let entries = files(&log).into_iter().filter(|path| path.extension().is_some_and(|e| e == "json"));
+        for entry in entries {
+            let text = fs::read_to_string(log.join(&entry)).map_err(|e| e.to_string())?;
+            for line in text.lines() {
+                let action: Value = serde_json::from_str(line).map_err(|e| e.to_string())?;
+                let path = |kind: &str| action[kind]["path"].as_str().map(PathBuf::from);
+                if let Some(path) = path("add") {
+                    table.ever.insert(path.clone());
+                    table.files.insert(path);
+                }
+                if let Some(path) = path("remove")
+                    && !table.files.remove(&path)
+                {
+                    return Err(format!("{} was removed, but is not there", path.display()));
+                }
+                let is_epoch = action["txn"]["appId"].as_str().is_some_and(|id| id.ends_with("/epoch"));
+                if let Some(epoch) = action["txn"]["version"].as_u64().filter(|_| is_epoch) {
+                    if epoch <= last {
+                        return Err(format!("epoch {epoch} was committed after epoch {last}"));
+                    }
+                    last = epoch;
+                }
+            }
+        }
+        Ok(table)
+    }
+
+    /// Files of the sink's that no version has ever named.
+    fn left_behind(&self, root: &Path) -> Vec<PathBuf> {
+        let own = |path: &PathBuf| path.starts_with("part-orbit") || path.starts_with("_orbit");
+        files(root).into_iter().filter(|path| own(path) && !self.ever.contains(path)).collect()
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod chains;
 mod child;
+mod delta;
 mod doubles;
 mod kill;
 mod overwrite;

@@ -4,5 +4,6 @@
 
 mod conformance;
 mod maintain;
+mod readers;
 mod sink;
 mod source;

@@ -101,6 +101,10 @@ pub enum Compression {
 /// once, whatever crashes or wakes up late. Other clients may write at the same time: an append is
 /// tried again on top of what they did.
 ///
+/// What a run leaves behind, the next one removes. Files that a run stages after a newer one has swept
+/// stay; no version names them, and `VACUUM` of other tools removes them as it does what a MERGE leaves
+/// that was cut off.
+///
 /// A run begins with a version of its own, without rows, which tells older runs that they are over. A
 /// table that isn't there is made then, empty. An epoch without rows makes a version
 /// too, which records it.

@@ -202,6 +202,8 @@ impl DeltaSession {
         let fail = |e: object_store::Error| from_store(&e, "list the table's folder", &place);
         let mut rest = HashSet::new();
         for root in [FOLDER, WAITING] {
+            // Rows that wait are few, so all are looked at: a run may stage some after it was swept.
+            let from = if root == FOLDER { from } else { 0 };
             let offset = Path::from(run_folder(root, lineage, from));
             let all = store.list_with_offset(Some(&Path::from(folder(root, lineage))), &offset);
             let older: Vec<String> = all

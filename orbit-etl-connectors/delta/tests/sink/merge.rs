@@ -3,7 +3,10 @@
 use std::fs;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
+use arrow::array::{
+    ArrayRef, AsArray, BooleanArray, Decimal128Array, Int64Array, RecordBatch, StringArray,
+    TimestampMicrosecondArray,
+};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema};
 use deltalake::datafusion::execution::memory_pool::GreedyMemoryPool;
 use deltalake::protocol::SaveMode;
@@ -311,4 +314,67 @@ async fn a_large_epoch_is_merged_in_little_memory() {
     let count = query(&root, sql).await;
     assert_eq!(count.column(0).as_primitive::<Int64Type>().value(0), 100_000);
     assert_eq!(count.column(1).as_primitive::<Int64Type>().value(0), 100_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_made_anew_gets_no_changes_of_the_old_one() {
+    let root = TempDir::new().unwrap();
+    let sink = DeltaSink::merge(path(&root), ["id"]);
+    let mut run = Run::start(&sink, named(&[]).schema(), 1).await;
+    run.epoch(1, &named(&[(1, "a")])).await;
+    let (staged, _) = run.prepare(2, &named(&[(1, "b")])).await;
+    fs::rename(path(&root), root.path().join("old")).unwrap();
+    assert_eq!(run.commit(2, staged.clone()).await.unwrap_err().kind(), ErrorKind::NotFound);
+    let mut other = Run::start(&sink, named(&[]).schema(), 2).await;
+    assert!(other.committed.is_none(), "the table knows no lineage");
+    assert_eq!(run.commit(2, staged.clone()).await.unwrap_err().kind(), ErrorKind::Conflict);
+    assert_eq!(other.commit(2, staged).await.unwrap_err().kind(), ErrorKind::Conflict);
+    assert!(visible(&root).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn staged_rows_that_are_gone_are_an_error_and_nothing_is_merged() {
+    let root = TempDir::new().unwrap();
+    let sink = DeltaSink::merge(path(&root), ["id"]);
+    let mut run = Run::start(&sink, named(&[]).schema(), 1).await;
+    let (staged, _) = run.prepare(1, &named(&[(1, "a")])).await;
+    let version = table(&root).await.version();
+    fs::remove_dir_all(root.path().join("table/_orbit")).unwrap();
+    let error = run.commit(1, staged).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{}", error.report());
+    assert_eq!(table(&root).await.version(), version);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_of_unusual_types_are_merged_into() {
+    let root = TempDir::new().unwrap();
+    let times = |values: Vec<Option<i64>>| TimestampMicrosecondArray::from(values).with_timezone("UTC");
+    let prices =
+        |values: Vec<Option<i128>>| Decimal128Array::from(values).with_precision_and_scale(9, 2).unwrap();
+    let rows = |ids: Vec<i64>, on: Vec<Option<bool>>, at: Vec<Option<i64>>, price: Vec<Option<i128>>| {
+        batch(vec![
+            ("id", Arc::new(Int64Array::from(ids))),
+            ("on", Arc::new(BooleanArray::from(on))),
+            ("at", Arc::new(times(at))),
+            ("price", Arc::new(prices(price))),
+        ])
+    };
+    let first = rows(
+        vec![1, 2, 3],
+        vec![Some(true), Some(false), None],
+        vec![Some(1), Some(-1), None],
+        vec![Some(-150), Some(0), None],
+    );
+    let sink = DeltaSink::merge(path(&root), ["id"]).partition_by(["on", "at", "price"]);
+    let mut run = Run::start(&sink, first.schema(), 1).await;
+    run.epoch(1, &first).await;
+    // A row moves to another partition.
+    let second =
+        rows(vec![2, 4], vec![None, Some(true)], vec![Some(1), Some(1)], vec![Some(-150), Some(-150)]);
+    run.epoch(2, &second).await;
+    let found = query(&root, "SELECT id FROM t WHERE price = -1.50 ORDER BY id").await;
+    assert_eq!(found.column(0).as_primitive::<Int64Type>().values(), &[1, 2, 4]);
+    let found = query(&root, "SELECT id FROM t WHERE \"on\" IS NULL ORDER BY id").await;
+    assert_eq!(found.column(0).as_primitive::<Int64Type>().values(), &[2, 3]);
+    assert_eq!(visible(&root).await, [1, 2, 3, 4]);
 }

@@ -1,5 +1,7 @@
 //! The source.
 
+mod gone;
+
 use std::sync::Arc;
 use std::time::Duration;
 
