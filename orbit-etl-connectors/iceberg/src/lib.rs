@@ -1,0 +1,19 @@
+//! Apache Iceberg for Orbit ETL: tables as exactly-once sinks and as sources.
+//!
+//! [`IcebergSink`] appends to a table and [`IcebergSource`] reads one snapshot of it. Tables are found
+//! through an [`IcebergCatalog`]: a REST catalog, or one in memory for tests.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+mod bridge;
+mod catalog;
+mod error;
+mod guard;
+mod sink;
+mod source;
+mod storage;
+mod types;
+
+pub use catalog::IcebergCatalog;
+pub use sink::{IcebergSink, PartitionBy};
+pub use source::IcebergSource;
