@@ -47,18 +47,26 @@ pub(crate) fn settle(plan: &mut Plan, graph: &Graph, options: &PlanOptions) -> R
 
 fn derive(plan: &Plan, node: usize, options: &PlanOptions) -> Option<Guarantee> {
     let Role::Sink { sink, mode, dead_letters, .. } = &plan.nodes[node].role else { return None };
-    let guarantee = |delivery, reason: String| Some(Guarantee { delivery, reason });
+    let promised = by_sink(plan, node, sink.idempotent(), *mode, options);
     let sources: Vec<usize> =
         if *dead_letters { plan.sources().map(|(i, _)| i).collect() } else { plan.origins(node) };
-    for source in sources {
-        if let Role::Source { replay: Replay::None, .. } = plan.nodes[source].role {
-            let name = &plan.nodes[source].name;
-            return guarantee(
-                Delivery::AtMostOnce,
-                format!("source {name} can't be read again: what is under way in a crash is lost"),
-            );
-        }
-    }
+    let (gone, again): (Vec<usize>, Vec<usize>) = sources
+        .into_iter()
+        .partition(|s| matches!(plan.nodes[*s].role, Role::Source { replay: Replay::None, .. }));
+    let Some(lost) = gone.first().map(|s| &plan.nodes[*s].name) else { return Some(promised) };
+    let reason = format!("source {lost} can't be read again: what is under way in a crash is lost");
+    Some(match again.first().map(|s| &plan.nodes[*s].name) {
+        Some(doubled) if promised.delivery == Delivery::AtLeastOnce => Guarantee {
+            delivery: Delivery::BestEffort,
+            reason: format!("{reason}; of source {doubled} it may come twice: {}", promised.reason),
+        },
+        _ => Guarantee { delivery: Delivery::AtMostOnce, reason },
+    })
+}
+
+/// What the sink allows for, if all of its sources can be read again.
+fn by_sink(plan: &Plan, node: usize, idempotent: bool, mode: CommitMode, options: &PlanOptions) -> Guarantee {
+    let guarantee = |delivery, reason: String| Guarantee { delivery, reason };
     let kept = if options.durable {
         "positions are in the checkpoint"
     } else {
@@ -81,7 +89,7 @@ fn derive(plan: &Plan, node: usize, options: &PlanOptions) -> Option<Guarantee> 
                 ),
             )
         }
-        CommitMode::Immediate if sink.idempotent() => guarantee(
+        CommitMode::Immediate if idempotent => guarantee(
             Delivery::EffectivelyOnce,
             "rows are visible as written; those written again after a crash replace themselves".into(),
         ),

@@ -22,6 +22,8 @@ pub enum Again {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Delivery {
+    /// A crash may lose rows of one source and double those of another.
+    BestEffort,
     /// Never twice, but a crash may lose rows.
     AtMostOnce,
     /// Never lost, but a crash may double rows.
@@ -35,6 +37,7 @@ pub enum Delivery {
 impl fmt::Display for Delivery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::BestEffort => "best effort",
             Self::AtMostOnce => "at most once",
             Self::AtLeastOnce => "at least once",
             Self::EffectivelyOnce => "effectively once",

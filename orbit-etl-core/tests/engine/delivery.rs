@@ -142,6 +142,22 @@ async fn guarantees_are_derived_printed_and_demanded() {
         assert_eq!(guarantee.delivery, expected, "{replay} {mode}");
         assert!(!guarantee.reason.is_empty());
     }
+    for (mode, expected) in [
+        (CommitMode::Staged, Delivery::AtMostOnce),
+        // What the one source loses, the other may double.
+        (CommitMode::Immediate, Delivery::BestEffort),
+    ] {
+        let pipeline = Pipeline::builder("p")
+            .source("gone", numbers(1, 1).with_replay(Replay::None))
+            .source("again", numbers(1, 1))
+            .sink("out", MemorySink::new(&table).with_mode(mode))
+            .inputs(["gone", "again"])
+            .checkpoint_in_memory()
+            .build()
+            .unwrap();
+        let plan = pipeline.explain().await.unwrap();
+        assert_eq!(plan.node("out").unwrap().guarantee.as_ref().unwrap().delivery, expected, "{mode}");
+    }
     let two_atomic = |first: Option<Delivery>| {
         let mut builder = Pipeline::builder("p")
             .source("in", numbers(1, 1))
