@@ -1,9 +1,9 @@
 //! Commits that look before they leap.
 //!
-//! The crate's transaction loads the table again before every attempt, and builds the attempt on just
-//! that metadata. A check beforehand would therefore be lost with the first conflict. The guard stands
-//! between the transaction and the catalog and checks *what is loaded*: the server refuses the attempt
-//! if the branch has moved on since, and the next attempt is checked anew.
+//! The crate's transaction loads the table again when it commits, and builds the commit on just that
+//! metadata. A check beforehand would say nothing of it. The guard stands between the transaction and
+//! the catalog and checks *what is loaded*: the catalog refuses the commit if the branch has moved on
+//! since.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -70,7 +70,8 @@ where
     }
 
     async fn update_table(&self, commit: TableCommit) -> Result<Table> {
-        self.catalog.update_table(commit).await
+        // A lost commit is tried again by whoever checks and builds it, not by the transaction.
+        self.catalog.update_table(commit).await.map_err(|error| error.with_retryable(false))
     }
 
     async fn list_namespaces(&self, parent: Option<&NamespaceIdent>) -> Result<Vec<NamespaceIdent>> {

@@ -8,6 +8,7 @@
 mod bridge;
 mod catalog;
 mod error;
+mod fit;
 mod guard;
 mod sink;
 mod source;
@@ -15,5 +16,5 @@ mod storage;
 mod types;
 
 pub use catalog::IcebergCatalog;
-pub use sink::{IcebergSink, PartitionBy};
+pub use sink::{Compression, IcebergSink, Mode, PartitionBy, SchemaMode};
 pub use source::IcebergSource;

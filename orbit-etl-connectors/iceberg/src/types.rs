@@ -1,61 +1,60 @@
-//! Arrow types and Iceberg's.
+//! Arrow's types and Iceberg's.
 //!
-//! | Arrow | Iceberg |
-//! |---|---|
-//! | `Boolean` | `boolean` |
-//! | `Int8`, `Int16`, `Int32`, `UInt8`, `UInt16` | `int` |
-//! | `Int64`, `UInt32` | `long` |
-//! | `Float16`, `Float32`; `Float64` | `float`; `double` |
-//! | `Decimal32`, `Decimal64`, `Decimal128` with a scale from 0 | `decimal` |
-//! | `Date32` | `date` |
-//! | `Time32`, `Time64` in microseconds | `time` |
-//! | `Timestamp` down to microseconds, without and with a zone | `timestamp`, `timestamptz` (the instant; the zone's name is UTC) |
-//! | all three forms of text, of bytes | `string`, `binary` |
-//! | `FixedSizeBinary` | `fixed` |
-//! | `Struct`, lists with offsets, fixed-size lists, `Map` | `struct`, `list`, `map` |
-//! | `Dictionary` | as its values |
-//!
-//! Everything else is refused with the column's name: `UInt64`, `Decimal256`, `Date64`, nanoseconds,
-//! durations, intervals, unions, list views, run ends and columns that are always NULL.
+//! The crate's documentation has them in a table.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, new_null_array};
-use arrow::compute::{CastOptions, cast_with_options};
-use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef, TimeUnit};
+use arrow::datatypes::{DECIMAL128_MAX_PRECISION, DataType, Field, Schema, SchemaRef};
+use iceberg::arrow::schema_to_arrow_schema;
 use iceberg::spec::{ListType, MapType, NestedField, NestedFieldRef, PrimitiveType, StructType, Type};
-use orbit_etl_core::{Error, ErrorKind, Result};
+use orbit_etl_core::{Error, Result};
 
-/// A table's schema for rows of this form. Field numbers count from 1.
+use crate::bridge;
+use crate::error::cause;
+
+/// A new table's schema for rows of this form. Every column may be NULL; field numbers count from 1.
+///
+/// # Errors
+/// `Schema` naming the column whose type Iceberg lacks, or whose name another has.
 pub(crate) fn to_iceberg(schema: &Schema) -> Result<iceberg::spec::Schema> {
-    let mut ids = 0;
-    let fields = fields(schema.fields().iter(), &mut ids, "")?;
-    iceberg::spec::Schema::builder()
-        .with_fields(fields)
-        .build()
-        .map_err(|e| Error::schema("these columns make no table").caused_by(e))
+    let mut names = HashSet::new();
+    if let Some(twice) = schema.fields().iter().find(|field| !names.insert(field.name().to_lowercase())) {
+        return Err(Error::schema("two columns have the same name but for upper and lower case")
+            .with("column", twice.name())
+            .remedy("rename one: many readers of Iceberg don't tell them apart"));
+    }
+    let fields = fields(schema.fields().iter().map(AsRef::as_ref), &mut 0, "")?;
+    let schema = iceberg::spec::Schema::builder().with_fields(fields).build();
+    schema.map_err(|e| Error::schema("these columns make no table").caused_by(cause(&e)))
 }
 
-/// A column's type, for a column that is added to a table.
-pub(crate) fn column_to_iceberg(field: &Field) -> Result<Type> {
+/// A table's columns as Arrow has them.
+pub(crate) fn to_arrow(schema: &iceberg::spec::Schema) -> Result<SchemaRef> {
+    let schema = schema_to_arrow_schema(schema)
+        .map_err(|e| Error::schema("the table has a type that Arrow lacks").caused_by(cause(&e)))?;
+    bridge::schema_to_59(&schema)
+}
+
+/// A column's type, for a column that a table gets.
+pub(crate) fn of_column(field: &Field) -> Result<Type> {
     to_type(field.data_type(), &mut 0, field.name())
 }
 
 fn fields<'a>(
-    fields: impl Iterator<Item = &'a FieldRef>,
+    fields: impl Iterator<Item = &'a Field>,
     ids: &mut i32,
     within: &str,
 ) -> Result<Vec<NestedFieldRef>> {
     let fields: Vec<_> = fields.map(|field| (next(ids), field)).collect();
-    fields
-        .into_iter()
-        .map(|(id, field)| {
-            let path =
-                if within.is_empty() { field.name().clone() } else { format!("{within}.{}", field.name()) };
-            let to = to_type(field.data_type(), ids, &path)?;
-            Ok(Arc::new(NestedField::new(id, field.name(), to, !field.is_nullable())))
-        })
-        .collect()
+    let of = |(id, field): (i32, &Field)| {
+        let path = match within {
+            "" => field.name().clone(),
+            within => format!("{within}.{}", field.name()),
+        };
+        Ok(Arc::new(NestedField::optional(id, field.name(), to_type(field.data_type(), ids, &path)?)))
+    };
+    fields.into_iter().map(of).collect()
 }
 
 fn next(ids: &mut i32) -> i32 {
@@ -64,135 +63,135 @@ fn next(ids: &mut i32) -> i32 {
 }
 
 fn to_type(from: &DataType, ids: &mut i32, path: &str) -> Result<Type> {
+    use DataType as D;
     use PrimitiveType as P;
-    let refuse = |remedy: &str| {
-        Err(Error::schema(format!("Iceberg has no type for {from}")).with("column", path).remedy(remedy))
+    let decimal = |precision: u8, scale: i8| P::Decimal {
+        precision: u32::from(precision),
+        scale: u32::from(scale.unsigned_abs()),
     };
     let primitive = match from {
-        DataType::Boolean => P::Boolean,
-        DataType::Int8 | DataType::Int16 | DataType::Int32 | DataType::UInt8 | DataType::UInt16 => P::Int,
-        DataType::Int64 | DataType::UInt32 => P::Long,
-        DataType::Float16 | DataType::Float32 => P::Float,
-        DataType::Float64 => P::Double,
-        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => P::String,
-        DataType::Binary | DataType::LargeBinary | DataType::BinaryView => P::Binary,
-        DataType::FixedSizeBinary(width) => P::Fixed(u64::from(width.unsigned_abs())),
-        DataType::Date32 => P::Date,
-        DataType::Time32(_) | DataType::Time64(TimeUnit::Microsecond) => P::Time,
-        DataType::Timestamp(unit, zone) if *unit != TimeUnit::Nanosecond => match zone {
-            None => P::Timestamp,
-            Some(_) => P::Timestamptz,
-        },
-        DataType::Decimal32(p, s) | DataType::Decimal64(p, s) | DataType::Decimal128(p, s) if *s >= 0 => {
-            P::Decimal { precision: u32::from(*p), scale: u32::from(s.unsigned_abs()) }
+        D::Boolean => P::Boolean,
+        D::Int8 | D::Int16 | D::Int32 | D::UInt8 | D::UInt16 => P::Int,
+        D::Int64 | D::UInt32 => P::Long,
+        D::UInt64 => decimal(20, 0),
+        D::Float16 | D::Float32 => P::Float,
+        D::Float64 => P::Double,
+        D::Decimal32(p, s) | D::Decimal64(p, s) | D::Decimal128(p, s) | D::Decimal256(p, s)
+            if *p <= DECIMAL128_MAX_PRECISION && u8::try_from(*s).is_ok_and(|s| s <= *p) =>
+        {
+            decimal(*p, *s)
         }
-        DataType::Struct(inner) => {
-            return Ok(Type::Struct(StructType::new(fields(inner.iter(), ids, path)?)));
+        D::Utf8 | D::LargeUtf8 | D::Utf8View => P::String,
+        D::Binary | D::LargeBinary | D::BinaryView => P::Binary,
+        D::FixedSizeBinary(width) => P::Fixed(u64::from(width.unsigned_abs())),
+        D::Date32 => P::Date,
+        D::Date64 | D::Timestamp(_, None) => P::Timestamp,
+        D::Timestamp(_, Some(_)) => P::Timestamptz,
+        D::Time32(_) | D::Time64(_) => P::Time,
+        D::Struct(inner) if !inner.is_empty() => {
+            let inner = fields(inner.iter().map(AsRef::as_ref), ids, path)?;
+            return Ok(Type::Struct(StructType::new(inner)));
         }
-        DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {
+        D::List(item)
+        | D::LargeList(item)
+        | D::FixedSizeList(item, _)
+        | D::ListView(item)
+        | D::LargeListView(item) => {
             let id = next(ids);
             let to = to_type(item.data_type(), ids, &format!("{path}.element"))?;
-            let element = NestedField::list_element(id, to, !item.is_nullable());
-            return Ok(Type::List(ListType { element_field: Arc::new(element) }));
+            let element_field = Arc::new(NestedField::list_element(id, to, false));
+            return Ok(Type::List(ListType { element_field }));
         }
-        DataType::Map(entries, _) => {
-            let DataType::Struct(pair) = entries.data_type() else { return refuse("mend the map's type") };
-            let [key, value] = pair.as_ref() else { return refuse("mend the map's type") };
-            let (key_id, value_id) = (next(ids), next(ids));
-            let key_type = to_type(key.data_type(), ids, &format!("{path}.key"))?;
-            let value_type = to_type(value.data_type(), ids, &format!("{path}.value"))?;
-            return Ok(Type::Map(MapType {
-                key_field: Arc::new(NestedField::map_key_element(key_id, key_type)),
-                value_field: Arc::new(NestedField::map_value_element(
-                    value_id,
-                    value_type,
-                    !value.is_nullable(),
-                )),
-            }));
-        }
-        DataType::Dictionary(_, values) => return to_type(values, ids, path),
-        DataType::UInt64 => return refuse("cast it to DECIMAL(20, 0)"),
-        DataType::Date64 => return refuse("cast it to a date or a timestamp"),
-        DataType::Timestamp(_, _) | DataType::Time64(_) => return refuse("cast it to microseconds"),
-        DataType::Null => return refuse("give the column a type"),
-        _ => return refuse("cast the column, or leave it out"),
+        D::Map(entries, _) => match entries.data_type() {
+            D::Struct(pair) if pair.len() == 2 => {
+                let (key, value) = (next(ids), next(ids));
+                let key_type = to_type(pair[0].data_type(), ids, &format!("{path}.key"))?;
+                let value_type = to_type(pair[1].data_type(), ids, &format!("{path}.value"))?;
+                return Ok(Type::Map(MapType {
+                    key_field: Arc::new(NestedField::map_key_element(key, key_type)),
+                    value_field: Arc::new(NestedField::map_value_element(value, value_type, false)),
+                }));
+            }
+            _ => return Err(no_type(from, path)),
+        },
+        D::Dictionary(_, values) => return to_type(values, ids, path),
+        D::RunEndEncoded(_, values) => return to_type(values.data_type(), ids, path),
+        _ => return Err(no_type(from, path)),
     };
     Ok(Type::Primitive(primitive))
 }
 
-/// Rows in a table's own form: its columns in its order, NULL where a batch lacks one.
-pub(crate) fn fit(batch: &RecordBatch, to: &SchemaRef) -> Result<RecordBatch> {
-    let columns = to.fields().iter().map(|field| column(batch, field)).collect::<Result<Vec<_>>>()?;
-    let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
-    RecordBatch::try_new_with_options(Arc::clone(to), columns, &options)
-        .map_err(|e| Error::schema("rows don't fit the table").caused_by(e))
+fn no_type(from: &DataType, path: &str) -> Error {
+    Error::schema("Iceberg has no type for this column")
+        .with("column", path)
+        .with("type", from)
+        .remedy("leave the column out, or cast it to another type")
 }
 
-fn column(batch: &RecordBatch, field: &Field) -> Result<ArrayRef> {
-    let Some(found) = batch.column_by_name(field.name()) else {
-        if !field.is_nullable() {
-            return Err(
-                Error::schema("a column that the table requires is missing").with("column", field.name())
-            );
-        }
-        return Ok(new_null_array(field.data_type(), batch.num_rows()));
-    };
-    if !field.is_nullable() && found.null_count() > 0 {
-        return Err(Error::data("a column that the table requires holds NULL").with("column", field.name()));
-    }
-    if found.data_type() == field.data_type() {
-        return Ok(Arc::clone(found));
-    }
-    // What arrow says of a failure may quote a value.
-    cast_with_options(found, field.data_type(), &CastOptions { safe: false, ..CastOptions::default() })
-        .map_err(|_| {
-            Error::new(ErrorKind::Data, "a value doesn't fit the table's column")
-                .with("column", field.name())
-                .with("from", found.data_type())
-                .with("to", field.data_type())
-        })
-}
-
-/// Refuses a column whose values the table's own type would alter.
-pub(crate) fn check_column(field: &Field, table: &Type) -> Result<()> {
-    let wanted = column_to_iceberg(field)?;
-    if same(&wanted, table) {
-        return Ok(());
-    }
-    Err(Error::schema("the table has another type for a column")
-        .with("column", field.name())
-        .with("rows", &wanted)
-        .with("in the table", table)
-        .remedy("cast the column, or use another table"))
-}
-
-/// Whether types are the same but for field numbers, or the table's is wider without loss.
-fn same(rows: &Type, table: &Type) -> bool {
+/// Whether a column of a table's type can hold every value of another one of them.
+pub(crate) fn holds(table: &Type, rows: &Type) -> bool {
     use PrimitiveType as P;
-    match (rows, table) {
-        (Type::Primitive(rows), Type::Primitive(table)) => {
-            rows == table
-                || matches!((rows, table), (P::Int, P::Long) | (P::Float, P::Double))
-                || matches!((rows, table), (
-                    P::Decimal { precision: p, scale: s },
-                    P::Decimal { precision, scale },
-                ) if s == scale && p <= precision)
+    match (table, rows) {
+        (Type::Primitive(table), Type::Primitive(rows)) => {
+            table == rows
+                || match (table, rows) {
+                    (P::Long, P::Int) | (P::Double, P::Float | P::Int) | (P::Uuid, P::Fixed(16)) => true,
+                    (P::Decimal { precision, scale }, rows) => {
+                        let (digits, decimals) = match rows {
+                            P::Decimal { precision, scale } => (precision - scale, *scale),
+                            P::Int => (10, 0),
+                            P::Long => (19, 0),
+                            _ => return false,
+                        };
+                        *scale >= decimals && precision - scale >= digits
+                    }
+                    _ => false,
+                }
         }
-        (Type::List(rows), Type::List(table)) => {
-            same(&rows.element_field.field_type, &table.element_field.field_type)
+        (Type::List(table), Type::List(rows)) => {
+            holds(&table.element_field.field_type, &rows.element_field.field_type)
         }
-        (Type::Map(rows), Type::Map(table)) => {
-            same(&rows.key_field.field_type, &table.key_field.field_type)
-                && same(&rows.value_field.field_type, &table.value_field.field_type)
+        (Type::Map(table), Type::Map(rows)) => {
+            holds(&table.key_field.field_type, &rows.key_field.field_type)
+                && holds(&table.value_field.field_type, &rows.value_field.field_type)
         }
-        (Type::Struct(rows), Type::Struct(table)) => {
-            rows.fields().len() == table.fields().len()
-                && rows
-                    .fields()
+        (Type::Struct(table), Type::Struct(rows)) => {
+            let (table, rows) = (table.fields(), rows.fields());
+            table.len() == rows.len()
+                && table
                     .iter()
-                    .zip(table.fields())
-                    .all(|(r, t)| r.name == t.name && same(&r.field_type, &t.field_type))
+                    .zip(rows)
+                    .all(|(t, r)| t.name == r.name && holds(&t.field_type, &r.field_type))
         }
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::datatypes::{IntervalUnit, TimeUnit};
+
+    #[test]
+    fn a_type_that_iceberg_lacks_is_named() {
+        let inner = Field::new("i", DataType::Interval(IntervalUnit::DayTime), true);
+        let field = Field::new("s", DataType::Struct(vec![inner].into()), true);
+        let error = to_iceberg(&Schema::new(vec![field])).unwrap_err();
+        assert_eq!(error.context("column"), Some("s.i"));
+        let twice =
+            Schema::new(vec![Field::new("a", DataType::Int8, true), Field::new("A", DataType::Int8, true)]);
+        assert!(to_iceberg(&twice).is_err());
+    }
+
+    #[test]
+    fn a_wider_type_holds_a_narrower_one() {
+        let of = |data_type| of_column(&Field::new("c", data_type, true)).unwrap();
+        let holds = |table, rows| holds(&of(table), &of(rows));
+        assert!(holds(DataType::Int64, DataType::Int32));
+        assert!(!holds(DataType::Int32, DataType::Int64));
+        assert!(holds(DataType::Decimal128(12, 2), DataType::Int32));
+        assert!(!holds(DataType::Decimal128(10, 2), DataType::Int32));
+        assert!(!holds(DataType::Float64, DataType::Int64));
+        assert!(!holds(DataType::Timestamp(TimeUnit::Microsecond, None), DataType::Date32));
     }
 }

@@ -1,25 +1,77 @@
 //! Tables as a sink.
 
+mod create;
+mod plan;
 mod record;
 mod session;
+mod staged;
+#[cfg(test)]
+mod tests;
 mod writer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use async_trait::async_trait;
+use iceberg::TableIdent;
 use iceberg::spec::Transform;
 use orbit_etl_core::{
     CommitMode, Connector, ConnectorInfo, Context, Error, Health, Result, Sink, SinkSession, StreamInfo,
 };
-use serde::Deserialize;
+use parquet58::basic::{Compression as ParquetCompression, ZstdLevel};
+use parquet58::file::properties::WriterProperties;
+use serde::{Deserialize, Serialize};
 
+use self::create::{partition_spec, writable};
+use self::plan::missing;
 use self::session::IcebergSession;
 use crate::catalog::{IcebergCatalog, table_ident};
 use crate::error::from_iceberg;
 use crate::types;
 
-/// Appends to a table.
+/// The level of Zstandard.
+const ZSTD_LEVEL: i32 = 3;
+/// Where a stream's name goes in a table's.
+const STREAM: &str = "{stream}";
+
+/// What a pipeline's rows do to those that a table has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Each epoch adds its rows.
+    #[default]
+    Append,
+    /// The rows replace all that the table has. Not built yet: refused.
+    Overwrite,
+    /// Rows replace those with the same keys. Not built yet: refused.
+    Upsert,
+}
+
+/// What happens when the rows have columns that the table lacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SchemaMode {
+    /// An error.
+    #[default]
+    Strict,
+    /// The table gets them when a run begins.
+    Merge,
+}
+
+/// How data files are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Compression {
+    /// Zstandard, level 3.
+    #[default]
+    Zstd,
+    /// Snappy.
+    Snappy,
+    /// Not at all.
+    None,
+}
+
+/// Writes an Iceberg table.
 ///
 /// ```
 /// use orbit_etl_connector_iceberg::{IcebergCatalog, IcebergSink, PartitionBy};
@@ -30,29 +82,41 @@ use crate::types;
 ///
 /// # What appears when
 ///
-/// A claim creates the table, empty, if it isn't there, and adds nullable columns that it lacks. Rows are
-/// written as Parquet files in the table's data folder, durable when an epoch ends, and belong to no
-/// snapshot until its commit appends them all in one.
+/// Data files are written to their places under the table's data folder and are durable when an epoch
+/// ends; no reader sees them. Its commit is one snapshot, which names them all, and sets properties of
+/// the table (`orbit.<sink>.…`) that record lineage, claim and epoch. It is built only on a snapshot that
+/// shows that the epoch is new and the run the newest, and the catalog takes it only if the table
+/// still ends with just that. So an epoch is committed once, whatever crashes or wakes up late. Other
+/// clients may write at the same time: an append is tried again on top of what they did.
 ///
-/// # Once
+/// A run begins with a snapshot of its own, without rows, which ends older runs. A table that isn't there
+/// is made then, empty, and with [`SchemaMode::Merge`] it gets the columns that it lacks. An epoch without
+/// rows makes a snapshot too, which records it.
 ///
-/// Lineage, claim and epoch stand in the table's properties (`orbit.<sink>.…`) and in the summaries of
-/// the snapshots, written by the same commit as the rows. Each attempt to commit compares them on the
-/// very metadata that it builds on, and the catalog refuses an attempt whose branch has moved on.
+/// # Several pipelines
 ///
-/// # Types
+/// Pipelines can append to one table if their sinks have different names. A sink of the same name in
+/// another pipeline is refused.
 ///
-/// Values are never altered: see the table of types in the crate's documentation. What a table can't
-/// hold is refused when it is opened, by the column's name.
+/// # Values
+///
+/// The types are in the crate's documentation. Rows with a value that the table's type can't hold
+/// exactly, or with NULL where the table has none, are rejected.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct IcebergSink {
     catalog: IcebergCatalog,
     table: String,
     #[serde(default)]
+    mode: Mode,
+    #[serde(default)]
+    schema_mode: SchemaMode,
+    #[serde(default)]
     partition_by: Vec<PartitionBy>,
     #[serde(default)]
     properties: BTreeMap<String, String>,
+    #[serde(default)]
+    compression: Compression,
     #[serde(default = "default_file_size")]
     target_file_size: u64,
     #[serde(default = "default_row_group_rows")]
@@ -77,6 +141,10 @@ impl PartitionBy {
         Self { column: column.into(), transform: transform.into() }
     }
 
+    fn column(&self) -> &str {
+        &self.column
+    }
+
     fn transform(&self) -> Result<Transform> {
         match self.transform.parse() {
             Ok(Transform::Unknown | Transform::Void) | Err(_) => {
@@ -89,12 +157,25 @@ impl PartitionBy {
         }
     }
 
+    /// The field's name, of characters that manifests take.
     fn name(&self) -> String {
-        match self.transform.split('[').next() {
+        let name = match self.transform.split('[').next() {
             Some("identity") | None => self.column.clone(),
             Some("truncate") => format!("{}_trunc", self.column),
             Some(transform) => format!("{}_{transform}", self.column),
+        };
+        if create::is_plain(&name) {
+            return name;
         }
+        let mut out = String::from("_");
+        for c in name.chars() {
+            match c {
+                '_' => out.push(c),
+                c if c.is_ascii_alphanumeric() => out.push(c),
+                c => out.push_str(&format!("_x{:X}", u32::from(c))),
+            }
+        }
+        out
     }
 }
 
@@ -115,17 +196,40 @@ fn default_open_files() -> usize {
 }
 
 impl IcebergSink {
-    /// Adds each epoch's rows to a table, named `namespace.table`.
-    pub fn append(catalog: IcebergCatalog, table: impl Into<String>) -> Self {
+    /// Into a table, named `namespace.table`. With several input streams the name holds `{stream}` where
+    /// a stream's goes, and each has a table of its own.
+    pub fn new(catalog: IcebergCatalog, table: impl Into<String>, mode: Mode) -> Self {
         Self {
             catalog,
             table: table.into(),
+            mode,
+            schema_mode: SchemaMode::default(),
             partition_by: Vec::new(),
             properties: BTreeMap::new(),
+            compression: Compression::default(),
             target_file_size: default_file_size(),
             row_group_rows: default_row_group_rows(),
             max_open_files: default_open_files(),
         }
+    }
+
+    /// Adds rows to a table.
+    pub fn append(catalog: IcebergCatalog, table: impl Into<String>) -> Self {
+        Self::new(catalog, table, Mode::Append)
+    }
+
+    /// What happens with columns that the table lacks.
+    #[must_use]
+    pub fn schema_mode(mut self, mode: SchemaMode) -> Self {
+        self.schema_mode = mode;
+        self
+    }
+
+    /// Compresses otherwise than with Zstandard.
+    #[must_use]
+    pub fn compression(mut self, compression: Compression) -> Self {
+        self.compression = compression;
+        self
     }
 
     /// The partition fields of a table that the sink creates. One that is there keeps its own.
@@ -162,6 +266,54 @@ impl IcebergSink {
         self.max_open_files = files;
         self
     }
+
+    /// A stream's table.
+    fn ident(&self, stream: &str) -> Result<TableIdent> {
+        table_ident(&self.table.replace(STREAM, &segment(stream)))
+    }
+
+    fn writer_properties(&self) -> Result<WriterProperties> {
+        let compression = match self.compression {
+            Compression::Zstd => ParquetCompression::ZSTD(
+                ZstdLevel::try_new(ZSTD_LEVEL)
+                    .map_err(|e| Error::internal("there is no such level").caused_by(e))?,
+            ),
+            Compression::Snappy => ParquetCompression::SNAPPY,
+            Compression::None => ParquetCompression::UNCOMPRESSED,
+        };
+        Ok(WriterProperties::builder()
+            .set_created_by(concat!("orbit-etl version ", env!("CARGO_PKG_VERSION")).into())
+            .set_compression(compression)
+            .set_max_row_group_row_count(Some(self.row_group_rows))
+            .build())
+    }
+
+    /// Whether a stream's rows can go into its table, as it is or as it would be made.
+    async fn check(&self, input: &StreamInfo) -> Result<()> {
+        let ident = self.ident(&input.name)?;
+        let new = types::to_iceberg(&input.schema)?;
+        let spec = partition_spec(self, &new)?;
+        let Some(table) = self.catalog.open().await?.try_load(&ident).await? else { return Ok(()) };
+        missing(&input.schema, table.metadata(), self.schema_mode).map_err(|e| e.with("table", &ident))?;
+        let fields = table.metadata().default_partition_spec().fields();
+        writable(&table)?;
+        let same = spec.is_none_or(|spec| {
+            let wanted = spec.fields().iter().zip(&self.partition_by);
+            let column = |id| table.metadata().current_schema().name_by_field_id(id);
+            spec.fields().len() == fields.len()
+                && wanted.zip(fields).all(|((field, by), own)| {
+                    field.transform == own.transform && column(own.source_id) == Some(by.column())
+                })
+        });
+        if !same {
+            let own: Vec<_> = fields.iter().map(|field| field.name.as_str()).collect();
+            return Err(Error::config("the table is partitioned otherwise")
+                .with("table", &ident)
+                .with("partitioned by", own.join(", "))
+                .remedy("leave `partition_by` out, or write to another table"));
+        }
+        Ok(())
+    }
 }
 
 #[async_trait]
@@ -171,6 +323,11 @@ impl Connector for IcebergSink {
     }
 
     fn validate(&self) -> Result<()> {
+        if self.mode != Mode::Append {
+            return Err(Error::unsupported("an Iceberg sink can only append")
+                .with("option", "mode")
+                .remedy("use `mode: append`; a Delta sink can overwrite"));
+        }
         for (option, is_zero) in [
             ("target_file_size", self.target_file_size == 0),
             ("row_group_rows", self.row_group_rows == 0),
@@ -186,7 +343,7 @@ impl Connector for IcebergSink {
                 .with("property", own));
         }
         self.partition_by.iter().try_for_each(|field| field.transform().map(drop))?;
-        table_ident(&self.table)?;
+        self.ident("stream")?;
         self.catalog.validate()
     }
 
@@ -194,14 +351,14 @@ impl Connector for IcebergSink {
         let _ = cx;
         self.validate()?;
         let start = Instant::now();
-        let ident = table_ident(&self.table)?;
+        let ident = self.ident("stream")?;
         let opened = self.catalog.open().await?;
         let there = opened
             .catalog
             .namespace_exists(ident.namespace())
             .await
-            .map_err(|e| from_iceberg(e, "ask the catalog", &self.table))?;
-        let detail = if there { "the namespace is there" } else { "the namespace will be created" };
+            .map_err(|e| from_iceberg(&e, "ask the catalog", &self.table))?;
+        let detail = if there { "the namespace is there" } else { "the namespace will be made" };
         Ok(Health { latency: start.elapsed(), detail: detail.to_owned() })
     }
 }
@@ -212,22 +369,37 @@ impl Sink for IcebergSink {
         CommitMode::Staged
     }
 
+    fn needs_order(&self, _input: &StreamInfo) -> bool {
+        false
+    }
+
     async fn open(&self, cx: &Context, inputs: &[StreamInfo]) -> Result<Box<dyn SinkSession>> {
         self.validate()?;
-        let [input] = inputs else {
-            return Err(Error::unsupported("an Iceberg sink writes one stream")
-                .with("streams", inputs.len())
-                .remedy("give each stream a sink of its own"));
-        };
-        let schema = types::to_iceberg(&input.schema)?;
-        for field in &self.partition_by {
-            if input.schema.column_with_name(&field.column).is_none() {
-                return Err(Error::config("a partition column isn't there")
-                    .with("option", "partition_by")
-                    .with("column", &field.column));
-            }
+        if inputs.len() > 1 && !self.table.contains(STREAM) {
+            return Err(Error::config("several streams can't share one table")
+                .with("table", &self.table)
+                .remedy("write `{stream}` into the table's name where the stream's goes"));
         }
-        self.catalog.open().await?;
-        Ok(Box::new(IcebergSession::new(cx, self.clone(), input.clone(), schema)))
+        let mut tables = BTreeSet::new();
+        for input in inputs {
+            if !tables.insert(self.ident(&input.name)?) {
+                return Err(Error::config("two streams have the same name").with("stream", &input.name));
+            }
+            self.check(input).await.map_err(|e| e.with("stream", &input.name))?;
+        }
+        Ok(Box::new(IcebergSession::new(cx, self.clone(), inputs)))
     }
+}
+
+/// A stream's name as a table's: letters, digits and what is harmless everywhere; the rest as hex.
+fn segment(name: &str) -> String {
+    let mut out = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_') {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("_{byte:02x}_"));
+        }
+    }
+    out
 }

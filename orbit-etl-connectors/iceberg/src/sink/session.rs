@@ -1,14 +1,16 @@
-//! One run's hold on a table: claim, commit, discard.
+//! One run's hold on its tables: claim, commit, discard.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use datafusion_execution::memory_pool::MemoryConsumer;
-use iceberg::spec::{TableMetadata, UnboundPartitionSpec};
+use iceberg::spec::TableMetadata;
 use iceberg::table::Table;
 use iceberg::transaction::{AddColumn, ApplyTransactionAction, Transaction};
-use iceberg::{ErrorKind as Iceberg, TableCreation, TableIdent};
+use iceberg::writer::file_writer::location_generator::{DefaultLocationGenerator, LocationGenerator};
+use iceberg::{ErrorKind as Iceberg, TableIdent};
 use orbit_etl_core::fault::failpoint;
 use orbit_etl_core::{
     CheckpointRecord, Committable, Committed, Context, Discard, Epoch, Error, ErrorKind, LaneId, Lineage,
@@ -16,193 +18,226 @@ use orbit_etl_core::{
 };
 
 use super::IcebergSink;
+use super::create::load_or_create;
+use super::plan::{StreamPlan, missing};
 use super::record::{Record, key, summary};
-use super::writer::{Files, IcebergWriter, Staged};
-use crate::catalog::{Opened, table_ident};
-use crate::error::from_iceberg;
+use super::staged::{Registry, Staged, claim_of, folder, name_of, run_prefix};
+use super::writer::{IcebergWriter, Route, Shared};
+use crate::catalog::Opened;
+use crate::error::{from_iceberg, replaced};
 use crate::guard::{self, Refused};
 use crate::types;
+
+/// How often a commit may be lost to other writers before it gives up.
+const ATTEMPTS: u32 = 20;
+/// How long to wait after the first loss; more after each.
+const FIRST_WAIT: Duration = Duration::from_millis(20);
+/// How long to wait at most.
+const LONGEST_WAIT: Duration = Duration::from_millis(500);
+/// How many tables are claimed at a time.
+const TABLES_AT_ONCE: usize = 8;
 
 pub(super) struct IcebergSession {
     cx: Context,
     sink: IcebergSink,
-    input: StreamInfo,
-    schema: iceberg::spec::Schema,
+    inputs: Vec<StreamInfo>,
     claimed: Option<Claimed>,
 }
 
 struct Claimed {
     lineage: Lineage,
-    files: Arc<Files>,
+    opened: Opened,
+    shared: Arc<Shared>,
+    routes: Vec<Route>,
+    /// Streams without rests of older runs, which their table's next commit tells.
+    swept: HashSet<String>,
 }
 
-/// Why an epoch isn't committed.
+/// Why nothing is committed.
 enum Stop {
     Done,
+    Foreign(String),
     Fenced(u64),
-    Foreign,
+    Gone,
 }
 
 impl IcebergSession {
-    pub(super) fn new(
-        cx: &Context,
-        sink: IcebergSink,
-        input: StreamInfo,
-        schema: iceberg::spec::Schema,
-    ) -> Self {
-        Self { cx: cx.clone(), sink, input, schema, claimed: None }
+    pub(super) fn new(cx: &Context, sink: IcebergSink, inputs: &[StreamInfo]) -> Self {
+        Self { cx: cx.clone(), sink, inputs: inputs.to_vec(), claimed: None }
     }
 
-    fn claimed(&self) -> Result<(&Lineage, &Arc<Files>)> {
-        let claimed = self.claimed.as_ref();
-        claimed
-            .map(|claimed| (&claimed.lineage, &claimed.files))
-            .ok_or_else(|| Error::internal("the table was never claimed"))
+    fn claimed(&self) -> Result<&Claimed> {
+        self.claimed.as_ref().ok_or_else(|| Error::internal("the target was never claimed"))
     }
 
-    async fn load_or_create(&self, opened: &Opened, ident: &TableIdent) -> Result<Table> {
-        let fail = |e| from_iceberg(e, "create a table", ident);
-        match opened.catalog.load_table(ident).await {
-            Ok(table) => return Ok(table),
-            Err(e) if matches!(e.kind(), Iceberg::TableNotFound | Iceberg::NamespaceNotFound) => {}
-            Err(e) => {
-                // Not every catalog has a kind of its own for this.
-                if opened.catalog.table_exists(ident).await.unwrap_or(true) {
-                    return Err(from_iceberg(e, "load a table", ident));
+    /// Commits one epoch's files to one table.
+    async fn commit_table(&self, stream: &str, epoch: Epoch, files: &[Staged]) -> Result<()> {
+        let Claimed { lineage, opened, swept, .. } = self.claimed()?;
+        let ident = self.sink.ident(stream)?;
+        let mut properties = vec![("epoch", epoch.to_string())];
+        if swept.contains(stream) {
+            properties.push(("swept", lineage.claim.to_string()));
+        }
+        let check = |table: &TableMetadata| match Record::read(table, &lineage.sink) {
+            Some(found) if found.lineage != lineage.id => Err(Stop::Foreign(found.lineage)),
+            Some(found) if found.claim > lineage.claim => Err(Stop::Fenced(found.claim)),
+            // A claim can be taken back only together with all that followed.
+            Some(found) if found.claim < lineage.claim => Err(Stop::Gone),
+            None => Err(Stop::Gone),
+            Some(found) if found.epoch >= epoch => Err(Stop::Done),
+            Some(_) => Ok(()),
+        };
+        let build = |table: &Table| {
+            let metadata = table.metadata();
+            let id = metadata.uuid().to_string();
+            if files.iter().any(|file| file.table != id) {
+                return Err(replaced(&ident));
+            }
+            if let Some(file) = files.iter().find(|file| file.spec != metadata.default_partition_spec_id()) {
+                return Err(Error::unsupported(
+                    "the table's partitioning was changed while rows waited to be committed",
+                )
+                .with("table", &ident)
+                .with("waiting for partition spec", file.spec)
+                .with("the table's partition spec", metadata.default_partition_spec_id())
+                .remedy("set the table's partitioning back until the pipeline has committed"));
+            }
+            let mut data = Vec::new();
+            for staged in files {
+                data.extend(staged.data_files(metadata)?);
+            }
+            let transaction = Transaction::new(table);
+            let append = transaction
+                .fast_append()
+                // The epoch is compared already, and this would read every manifest of the table.
+                .with_check_duplicate(false)
+                .set_snapshot_properties(summary(lineage, Some(epoch)))
+                .add_data_files(data);
+            let transaction = append.apply(transaction).map_err(|e| from_iceberg(&e, "commit", &ident))?;
+            set(transaction, &lineage.sink, &properties, &ident)
+        };
+        failpoint("iceberg_before_commit");
+        match publish(opened, &ident, check, build).await? {
+            Ok(_) | Err(Stop::Done) => {}
+            Err(stop) => return Err(stopped(&stop, &ident)),
+        }
+        failpoint("iceberg_after_commit");
+        Ok(())
+    }
+
+    /// Removes what older runs have left of one stream: files that neither a snapshot nor `keep` names.
+    async fn sweep(&mut self, route: &Route, than: u64, keep: &HashSet<String>) -> Result<()> {
+        let stream = route.plan.name.clone();
+        let ident = self.sink.ident(&stream)?;
+        let Claimed { lineage, opened, .. } = self.claimed()?;
+        let table = opened.load(&ident).await?;
+        let from = Record::read(table.metadata(), &lineage.sink).map_or(0, |record| record.swept);
+        if from >= than {
+            return Ok(());
+        }
+        let fail = |e| from_iceberg(&e, "list staged files", &ident);
+        let mut rest: HashSet<String> = HashSet::new();
+        for name in opened.stores.list(&route.folder, &run_prefix(from)).await.map_err(fail)? {
+            if claim_of(&name).is_some_and(|claim| claim < than) && !keep.contains(&name) {
+                rest.insert(name);
+            }
+        }
+        if !rest.is_empty() {
+            spare_named(&table, &mut rest).await.map_err(fail)?;
+        }
+        for name in rest {
+            let file = format!("{}/{name}", route.folder);
+            opened.stores.remove(&file).await.map_err(|e| from_iceberg(&e, "remove a staged file", &file))?;
+        }
+        if keep.is_empty()
+            && let Some(claimed) = &mut self.claimed
+        {
+            claimed.swept.insert(stream);
+        }
+        Ok(())
+    }
+}
+
+/// Takes the names of files that any snapshot has out of `names`. Whatever the rest of a path is called,
+/// a name belongs to one file alone.
+async fn spare_named(table: &Table, names: &mut HashSet<String>) -> iceberg::Result<()> {
+    let mut seen = HashSet::new();
+    for snapshot in table.metadata().snapshots() {
+        let list = table.manifest_list_reader(snapshot).load().await?;
+        for manifest in list.entries() {
+            if seen.insert(manifest.manifest_path.clone()) {
+                let manifest = manifest.load_manifest(table.file_io()).await?;
+                for entry in manifest.entries() {
+                    names.remove(name_of(entry.file_path()));
                 }
             }
         }
-        let namespace = ident.namespace();
-        if !opened.catalog.namespace_exists(namespace).await.map_err(fail)? {
-            match opened.catalog.create_namespace(namespace, Default::default()).await {
-                Err(e) if e.kind() != Iceberg::NamespaceAlreadyExists => return Err(fail(e)),
-                _ => {}
-            }
-        }
-        let creation = TableCreation::builder()
-            .name(ident.name().to_owned())
-            .schema(self.schema.clone())
-            .partition_spec_opt(self.partition_spec()?)
-            .properties(self.sink.properties.clone())
-            .build();
-        match opened.catalog.create_table(namespace, creation).await {
-            Ok(table) => Ok(table),
-            Err(e) if e.kind() == Iceberg::TableAlreadyExists => {
-                opened.catalog.load_table(ident).await.map_err(fail)
-            }
-            Err(e) => Err(fail(e)),
-        }
     }
-
-    fn partition_spec(&self) -> Result<Option<UnboundPartitionSpec>> {
-        if self.sink.partition_by.is_empty() {
-            return Ok(None);
-        }
-        let mut spec = UnboundPartitionSpec::builder();
-        for field in &self.sink.partition_by {
-            let Some(id) = self.schema.field_id_by_name(&field.column) else {
-                return Err(Error::config("a partition column isn't there").with("column", &field.column));
-            };
-            spec = spec.add_partition_field(id, field.name(), field.transform()?).map_err(|e| {
-                Error::config("the partition fields don't go together")
-                    .with("column", &field.column)
-                    .caused_by(e)
-            })?;
-        }
-        Ok(Some(spec.build()))
-    }
-
-    /// The columns that the table lacks. Fails where the table's own don't fit.
-    fn missing(&self, table: &TableMetadata) -> Result<Vec<AddColumn>> {
-        let schema = table.current_schema();
-        let mut missing = Vec::new();
-        for field in self.input.schema.fields() {
-            match schema.field_by_name(field.name()) {
-                Some(there) => types::check_column(field, &there.field_type)?,
-                None => {
-                    missing.push(AddColumn::optional(field.name(), types::column_to_iceberg(field)?));
-                }
-            }
-        }
-        let required = schema.as_struct().fields().iter().filter(|field| field.required);
-        for field in required {
-            if self.input.schema.column_with_name(&field.name).is_none() {
-                return Err(Error::schema("the rows lack a column that the table requires")
-                    .with("column", &field.name));
-            }
-        }
-        Ok(missing)
-    }
-
-    /// Every file that a snapshot names.
-    async fn referenced(&self, table: &Table) -> Result<HashSet<String>> {
-        let fail = |e| from_iceberg(e, "read a table's manifests", table.identifier());
-        let (mut files, mut seen) = (HashSet::new(), HashSet::new());
-        for snapshot in table.metadata().snapshots() {
-            let list = table.manifest_list_reader(snapshot).load().await.map_err(fail)?;
-            for manifest in list.entries() {
-                if seen.insert(manifest.manifest_path.clone()) {
-                    let manifest = manifest.load_manifest(table.file_io()).await.map_err(fail)?;
-                    files.extend(manifest.entries().iter().map(|entry| entry.file_path().to_owned()));
-                }
-            }
-        }
-        Ok(files)
-    }
+    Ok(())
 }
 
 #[async_trait]
 impl SinkSession for IcebergSession {
     async fn claim(&mut self, lineage: &Lineage) -> Result<Option<Committed>> {
-        let ident = table_ident(&self.sink.table)?;
+        use futures::{StreamExt, TryStreamExt};
+
         let opened = self.sink.catalog.open().await?.clone();
-        let table = self.load_or_create(&opened, &ident).await?;
-        let committed = |record: &Record| Committed {
-            lineage: record.lineage.clone(),
-            epoch: record.epoch,
-            checkpoint: None,
-            rejects: Vec::new(),
+        let (sink, opened_ref) = (&self.sink, &opened);
+        let taken = futures::stream::iter(self.inputs.clone()).map(|input| async move {
+            let (table, before) = take_over(opened_ref, sink, &input, lineage).await?;
+            Ok::<_, Error>((input, table, before))
+        });
+        let taken: Vec<_> = taken.buffered(TABLES_AT_ONCE).try_collect().await?;
+        let committed = |lineage: &str, epoch| {
+            let lineage = lineage.to_owned();
+            Some(Committed { lineage, epoch, checkpoint: None, rejects: Vec::new() })
         };
-        let found = Record::read(table.metadata(), &lineage.sink);
-        if let Some(found) = found.as_ref().filter(|found| found.lineage != lineage.id) {
-            return Ok(Some(committed(found)));
+        if let Some((_, table, _)) = taken.iter().find(|(_, table, _)| table.is_err())
+            && let Err(Stop::Foreign(owner)) = table
+        {
+            return Ok(committed(owner, 0));
         }
-        let missing = self.missing(table.metadata())?;
-        let transaction = Transaction::new(&table);
-        let properties = transaction
-            .update_table_properties()
-            .set(key(&lineage.sink, "lineage"), lineage.id.clone())
-            .set(key(&lineage.sink, "claim"), lineage.claim.to_string());
-        let fail = |e| from_iceberg(e, "claim a table", &ident);
-        let mut transaction = properties.apply(transaction).map_err(fail)?;
-        if !missing.is_empty() {
-            let update = missing.into_iter().fold(transaction.update_schema(), |u, c| u.add_column(c));
-            transaction = update.apply(transaction).map_err(fail)?;
+        let mut routes = Vec::new();
+        let (mut known, mut epoch) = (false, None);
+        for (input, table, before) in taken {
+            let ident = self.sink.ident(&input.name)?;
+            let table = table.map_err(|stop| stopped(&stop, &ident))?;
+            known |= before;
+            // A table that was idle is behind the others; each skips by itself what it has.
+            let own = Record::read(table.metadata(), &lineage.sink).map_or(0, |record| record.epoch);
+            epoch = Some(epoch.map_or(own, |epoch: Epoch| epoch.min(own)));
+            let fail = |e| from_iceberg(&e, "write to the table", &ident);
+            let data = DefaultLocationGenerator::new(table.metadata()).map_err(fail)?;
+            routes.push(Route {
+                plan: Arc::new(
+                    StreamPlan::new(&input.name, &input.schema, table.metadata_ref())
+                        .map_err(|e| e.with("table", &ident))?,
+                ),
+                io: table.file_io().clone(),
+                folder: data.generate_location(None, &folder(lineage)),
+            });
         }
-        let (id, sink, claim) = (lineage.id.clone(), lineage.sink.clone(), lineage.claim);
-        let check = move |table: &TableMetadata| match Record::read(table, &sink) {
-            Some(found) if found.lineage != id => Err(Stop::Foreign),
-            Some(found) if found.claim > claim => Err(Stop::Fenced(found.claim)),
-            _ => Ok(()),
+        let shared = Shared {
+            registry: Registry::default(),
+            prefix: run_prefix(lineage.claim),
+            properties: self.sink.writer_properties()?,
+            target_file_size: usize::try_from(self.sink.target_file_size).unwrap_or(usize::MAX),
+            row_group_rows: self.sink.row_group_rows,
+            // Each lane has a part of them.
+            max_open_files: (self.sink.max_open_files / self.cx.parallelism().max(1)).max(1),
         };
-        let table = match guard::commit(transaction, opened.catalog.as_ref(), check).await {
-            Ok(table) => table,
-            Err(Refused::Check(stop)) => return Err(stopped(&stop, &ident)),
-            Err(Refused::Catalog(e)) => return Err(fail(e)),
-        };
-        // Read again: an older run may have committed between the first look and the claim.
-        let now = Record::read(table.metadata(), &lineage.sink);
-        let lanes = self.cx.parallelism().max(1);
-        let files = Files::new(&table, &opened, lineage, &self.sink, lanes)?;
-        self.claimed = Some(Claimed { lineage: lineage.clone(), files: Arc::new(files) });
-        Ok(found.and(now).as_ref().map(committed))
+        let shared = Arc::new(shared);
+        let swept = HashSet::new();
+        self.claimed = Some(Claimed { lineage: lineage.clone(), opened, shared, routes, swept });
+        Ok(if known { committed(&lineage.id, epoch.unwrap_or(0)) } else { None })
     }
 
     async fn writer(&mut self, lane: LaneId) -> Result<Box<dyn SinkWriter>> {
         let memory = MemoryConsumer::new(format!("{} (lane {})", self.cx.node(), lane.0))
             .with_can_spill(true)
             .register(self.cx.memory());
-        Ok(Box::new(IcebergWriter::new(Arc::clone(self.claimed()?.1), memory)))
+        let Claimed { shared, routes, .. } = self.claimed()?;
+        Ok(Box::new(IcebergWriter::new(Arc::clone(shared), lane, routes.clone(), memory)))
     }
 
     async fn commit(
@@ -211,76 +246,150 @@ impl SinkSession for IcebergSession {
         _checkpoint: &CheckpointRecord,
         staged: Vec<Committable>,
     ) -> Result<Vec<Reject>> {
-        let (lineage, _) = self.claimed()?;
-        let ident = table_ident(&self.sink.table)?;
-        let fail = |e| from_iceberg(e, "commit to a table", &ident);
-        let opened = self.sink.catalog.open().await?;
-        let table = self.sink.catalog.load(&ident).await?;
-        let staged = staged.into_iter().map(Staged::from_committable).collect::<Result<Vec<_>>>()?;
-        let data =
-            staged.iter().map(|staged| staged.data_file(table.metadata())).collect::<Result<Vec<_>>>()?;
-
-        let mut transaction = Transaction::new(&table);
-        if !data.is_empty() {
-            let append = transaction
-                .fast_append()
-                // The epoch is compared already, and this would read every manifest of the table.
-                .with_check_duplicate(false)
-                .set_snapshot_properties(summary(lineage, epoch))
-                .add_data_files(data);
-            transaction = append.apply(transaction).map_err(fail)?;
+        let mut files: BTreeMap<String, Vec<Staged>> = BTreeMap::new();
+        // An epoch without rows is recorded too.
+        files.extend(self.inputs.iter().map(|input| (input.name.clone(), Vec::new())));
+        for committable in staged {
+            let file = Staged::from_committable(committable)?;
+            files.entry(file.stream.clone()).or_default().push(file);
         }
-        let record =
-            transaction.update_table_properties().set(key(&lineage.sink, "epoch"), epoch.to_string());
-        let transaction = record.apply(transaction).map_err(fail)?;
-        let own = lineage.clone();
-        let check = move |table: &TableMetadata| match Record::read(table, &own.sink) {
-            Some(found) if found.lineage != own.id => Err(Stop::Foreign),
-            None => Err(Stop::Foreign),
-            Some(found) if found.claim > own.claim => Err(Stop::Fenced(found.claim)),
-            Some(found) if found.epoch >= epoch => Err(Stop::Done),
-            Some(_) => Ok(()),
-        };
-        failpoint("iceberg_before_commit");
-        match guard::commit(transaction, opened.catalog.as_ref(), check).await {
-            Ok(_) | Err(Refused::Check(Stop::Done)) => {}
-            Err(Refused::Check(stop)) => return Err(stopped(&stop, &ident)),
-            Err(Refused::Catalog(e)) => return Err(fail(e)),
+        for (stream, files) in files {
+            self.commit_table(&stream, epoch, &files).await?;
+            if let Some(claimed) = &mut self.claimed {
+                claimed.swept.remove(&stream);
+            }
         }
-        failpoint("iceberg_after_commit");
+        self.claimed()?.shared.registry.committed(epoch);
         Ok(Vec::new())
     }
 
     async fn discard(&mut self, what: Discard) -> Result<()> {
-        let (lineage, files) = self.claimed()?;
-        let mut found = files.list().await?;
         match what {
-            // Another run's epochs can't be told apart; its files go all at once, as older.
-            Discard::Epoch { claim, .. } if claim != lineage.claim => return Ok(()),
-            Discard::Epoch { epoch, .. } => {
-                let keep = files.of_epochs_below(epoch);
-                found.retain(|file| files.claim_of(file) == Some(lineage.claim) && !keep.contains(file));
+            Discard::Epoch { claim, epoch } => {
+                let Claimed { lineage, opened, shared, .. } = self.claimed()?;
+                // Another run's epochs can't be told apart; its files go all at once, as older.
+                if claim != lineage.claim {
+                    return Ok(());
+                }
+                for file in shared.registry.give_up(epoch) {
+                    let removed = opened.stores.remove(&file).await;
+                    removed.map_err(|e| from_iceberg(&e, "remove a staged file", &file))?;
+                }
             }
             Discard::Older { claim, keep } => {
-                let keep = keep
-                    .into_iter()
-                    .map(|one| Ok(Staged::from_committable(one)?.path))
-                    .collect::<Result<HashSet<_>>>()?;
-                found
-                    .retain(|file| files.claim_of(file).is_some_and(|of| of < claim) && !keep.contains(file));
-                if !found.is_empty() {
-                    // Files of committed epochs have names of the same form.
-                    let table = self.sink.catalog.load(&table_ident(&self.sink.table)?).await?;
-                    let named = self.referenced(&table).await?;
-                    found.retain(|file| !named.contains(file));
+                let mut kept = HashSet::new();
+                for committable in keep {
+                    let staged = Staged::from_committable(committable)?;
+                    kept.extend(staged.paths.iter().map(|path| name_of(path).to_owned()));
+                }
+                for route in self.claimed()?.routes.clone() {
+                    self.sweep(&route, claim, &kept).await?;
                 }
             }
         }
-        for file in found {
-            files.remove(&file).await?;
-        }
         Ok(())
     }
+}
+
+/// Writes the claim into a table; makes the table if there is none, and adds columns that it may get.
+/// Also says whether the lineage was there before.
+async fn take_over(
+    opened: &Opened,
+    sink: &IcebergSink,
+    input: &StreamInfo,
+    lineage: &Lineage,
+) -> Result<(std::result::Result<Table, Stop>, bool)> {
+    let ident = sink.ident(&input.name)?;
+    let table = load_or_create(opened, sink, &ident, input).await?;
+    failpoint("iceberg_after_create");
+    let before = Record::read(table.metadata(), &lineage.sink).is_some();
+    let check = |table: &TableMetadata| match Record::read(table, &lineage.sink) {
+        Some(found) if found.lineage != lineage.id => Err(Stop::Foreign(found.lineage)),
+        Some(found) if found.claim > lineage.claim => Err(Stop::Fenced(found.claim)),
+        Some(found) if found.claim == lineage.claim => Err(Stop::Done),
+        _ => Ok(()),
+    };
+    let build = |table: &Table| {
+        let fail = |e| from_iceberg(&e, "claim the table", &ident);
+        let mut transaction = Transaction::new(table);
+        let missing = missing(&input.schema, table.metadata(), sink.schema_mode)
+            .map_err(|e| e.with("table", &ident))?;
+        if !missing.is_empty() {
+            let mut update = transaction.update_schema();
+            for field in missing {
+                update = update.add_column(AddColumn::optional(field.name(), types::of_column(field)?));
+            }
+            transaction = update.apply(transaction).map_err(fail)?;
+        }
+        let claim = transaction
+            .fast_append()
+            .with_check_duplicate(false)
+            .set_snapshot_properties(summary(lineage, None));
+        transaction = claim.apply(transaction).map_err(fail)?;
+        let properties = [("lineage", lineage.id.clone()), ("claim", lineage.claim.to_string())];
+        set(transaction, &lineage.sink, &properties, &ident)
+    };
+    let taken = match publish(opened, &ident, check, build).await? {
+        Err(Stop::Done) => Ok(opened.load(&ident).await?),
+        other => other,
+    };
+    Ok((taken, before))
+}
+
+/// Commits what `build` makes of the newest metadata, unless `check` objects to just that. After a loss,
+/// or an answer that says nothing, both are asked again.
+async fn publish(
+    opened: &Opened,
+    ident: &TableIdent,
+    check: impl Fn(&TableMetadata) -> std::result::Result<(), Stop> + Send + Sync,
+    build: impl Fn(&Table) -> Result<Transaction> + Send + Sync,
+) -> Result<std::result::Result<Table, Stop>> {
+    let mut wait = FIRST_WAIT;
+    let mut last = None;
+    for attempt in 0..ATTEMPTS {
+        if attempt > 0 {
+            tokio::time::sleep(wait).await;
+            wait = (wait * 3 / 2).min(LONGEST_WAIT);
+        }
+        let table = opened.load(ident).await?;
+        if let Err(stop) = check(table.metadata()) {
+            return Ok(Err(stop));
+        }
+        match guard::commit(build(&table)?, opened.catalog.as_ref(), &check).await {
+            Ok(table) => return Ok(Ok(table)),
+            Err(Refused::Check(stop)) => return Ok(Err(stop)),
+            Err(Refused::Catalog(error)) => {
+                let told = from_iceberg(&error, "commit to the table", ident);
+                let again = error.kind() == Iceberg::PreconditionFailed
+                    || matches!(
+                        told.kind(),
+                        ErrorKind::Conflict | ErrorKind::Unavailable | ErrorKind::Timeout
+                    )
+                    || told.kind() == ErrorKind::RateLimited;
+                if !again {
+                    return Err(told);
+                }
+                last = Some(told);
+            }
+        }
+    }
+    Err(last.unwrap_or_else(|| {
+        Error::new(ErrorKind::Conflict, "other writers were always quicker").with("table", ident)
+    }))
+}
+
+/// Sets the sink's properties with the same commit.
+fn set(
+    transaction: Transaction,
+    sink: &str,
+    properties: &[(&str, String)],
+    table: &TableIdent,
+) -> Result<Transaction> {
+    let mut update = transaction.update_table_properties();
+    for (what, value) in properties {
+        update = update.set(key(sink, what), value.clone());
+    }
+    update.apply(transaction).map_err(|e| from_iceberg(&e, "commit to the table", table))
 }
 
 fn stopped(stop: &Stop, table: &TableIdent) -> Error {
@@ -288,12 +397,14 @@ fn stopped(stop: &Stop, table: &TableIdent) -> Error {
         Stop::Fenced(claim) => {
             Error::fenced("a newer run has taken the table over").with("table", table).with("claim", claim)
         }
-        Stop::Foreign | Stop::Done => Error::new(
-            ErrorKind::Conflict,
-            "the table doesn't know this run any more: it was dropped and made anew, or taken over",
-        )
-        .retryable(false)
-        .with("table", table)
-        .remedy("load again with `again: full`, or restore the table"),
+        Stop::Foreign(_) => Error::new(ErrorKind::Conflict, "another pipeline has taken the table over")
+            .retryable(false)
+            .with("table", table),
+        Stop::Gone | Stop::Done => Error::new(ErrorKind::Conflict, "this run's claim is gone from the table")
+            .retryable(false)
+            .with("table", table)
+            .remedy(
+                "the table was restored or made anew: load again into a new one with a new state directory",
+            ),
     }
 }
