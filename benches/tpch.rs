@@ -24,6 +24,9 @@ const THREADS: usize = 2;
 /// With a column of text that hardly repeats, and without.
 const CASES: [&str; 3] = ["csv_to_parquet", "parquet_to_parquet", "parquet_to_parquet_numbers"];
 
+/// The contestant that writes an Iceberg table, in the first case.
+const ICEBERG: &str = "iceberg";
+
 fn query(case: &str) -> String {
     let text = if case == "parquet_to_parquet" { ", l_comment" } else { "" };
     format!(
@@ -84,6 +87,9 @@ fn contest(arguments: &[String]) -> Result<(), Failure> {
     let csv = home.join("lineitem.csv");
     generate(&csv, scale)?;
     let mut contestants = vec!["datafusion", "orbit"];
+    if cfg!(feature = "iceberg") {
+        contestants.push(ICEBERG);
+    }
     if python.is_some() {
         contestants.extend(["duckdb", "polars"]);
     }
@@ -96,6 +102,9 @@ fn contest(arguments: &[String]) -> Result<(), Failure> {
         let mut peak: BTreeMap<&str, u64> = BTreeMap::new();
         for _ in 0..rounds {
             for who in &contestants {
+                if *who == ICEBERG && case != "csv_to_parquet" {
+                    continue;
+                }
                 let output = home.join("out");
                 let (took, memory) = run(who, case, &input, &output, python.as_deref())?;
                 fs::remove_dir_all(&output)?;
@@ -107,7 +116,7 @@ fn contest(arguments: &[String]) -> Result<(), Failure> {
         println!("{case}, scale factor {scale}, {rounds} rounds");
         let base = median(&seconds["datafusion"]);
         for who in &contestants {
-            let all = &seconds[who];
+            let Some(all) = seconds.get(who) else { continue };
             let fastest = all.iter().copied().fold(f64::INFINITY, f64::min);
             let slowest = all.iter().copied().fold(0.0, f64::max);
             println!(
@@ -160,6 +169,7 @@ fn child(run: &str) -> Result<(), Failure> {
     let began = Instant::now();
     match who {
         "orbit" => runtime.block_on(orbit(case, input, output))?,
+        ICEBERG => runtime.block_on(iceberg(input, output))?,
         _ => runtime.block_on(datafusion(case, input, output))?,
     }
     println!("{:.6} {}", began.elapsed().as_secs_f64(), peak_memory()?);
@@ -176,6 +186,21 @@ async fn orbit(case: &str, input: &str, output: &str) -> Result<(), Failure> {
     let pipeline = builder.sink("out", sink).parallelism(THREADS).checkpoint_in_memory().build();
     pipeline.map_err(|e| e.report())?.run().await.map_err(|e| e.report())?;
     Ok(())
+}
+
+/// The same rows into an Iceberg table.
+#[cfg(feature = "iceberg")]
+async fn iceberg(input: &str, output: &str) -> Result<(), Failure> {
+    let builder = Pipeline::builder("bench").source("in", FilesSource::csv(input));
+    let sink = IcebergSink::append(IcebergCatalog::memory(output), "tpch.lineitem");
+    let pipeline = builder.sink("out", sink).parallelism(THREADS).checkpoint_in_memory().build();
+    pipeline.map_err(|e| e.report())?.run().await.map_err(|e| e.report())?;
+    Ok(())
+}
+
+#[cfg(not(feature = "iceberg"))]
+async fn iceberg(_input: &str, _output: &str) -> Result<(), Failure> {
+    Err("the feature `iceberg` is off".into())
 }
 
 async fn datafusion(case: &str, input: &str, output: &str) -> Result<(), Failure> {

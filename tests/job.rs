@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use orbit_etl::connectors::files::Mode;
+use orbit_etl::connectors::iceberg::PartitionBy;
 use orbit_etl::prelude::*;
 use serde_json::{Value, json};
 
@@ -32,6 +33,8 @@ pub(crate) struct Job {
     pub(crate) rejects: bool,
     /// Whether each load takes the place of the one before.
     pub(crate) overwrite: bool,
+    /// Whether the lake is an Iceberg table.
+    pub(crate) iceberg: bool,
     /// A folder in an object store that is the lake, instead of the one on the disk.
     pub(crate) lake_url: Option<String>,
 }
@@ -91,6 +94,7 @@ impl Job {
             partitioned: false,
             rejects: false,
             overwrite: false,
+            iceberg: false,
             lake_url: None,
         }
     }
@@ -126,9 +130,12 @@ impl Job {
         } else {
             OnError::fail()
         };
-        Pipeline::builder("load")
-            .source("files", Paced::new(self.source(), pace))
-            .sink("lake", lake)
+        let builder = Pipeline::builder("load").source("files", Paced::new(self.source(), pace));
+        let builder = match self.iceberg {
+            true => builder.sink("lake", self.iceberg_sink()),
+            false => builder.sink("lake", lake),
+        };
+        builder
             .on_error(on_error)
             .delivery(Delivery::ExactlyOnce)
             .parallelism(2)
@@ -139,6 +146,20 @@ impl Job {
             .unwrap()
     }
 
+    /// The catalog of the lake that is an Iceberg table, opened anew.
+    pub(crate) fn catalog(&self) -> IcebergCatalog {
+        let uri = format!("sqlite://{}", self.home.join("catalog.db").display());
+        IcebergCatalog::sql(uri).warehouse(self.lake().display().to_string())
+    }
+
+    fn iceberg_sink(&self) -> IcebergSink {
+        let sink = IcebergSink::append(self.catalog(), "load.rows");
+        match self.partitioned {
+            true => sink.partition_by([PartitionBy::new("region", "identity")]),
+            false => sink,
+        }
+    }
+
     pub(crate) fn to_json(&self) -> Value {
         json!({
             "input": self.input,
@@ -146,6 +167,7 @@ impl Job {
             "partitioned": self.partitioned,
             "rejects": self.rejects,
             "overwrite": self.overwrite,
+            "iceberg": self.iceberg,
             "lake_url": self.lake_url,
         })
     }
@@ -158,6 +180,7 @@ impl Job {
             partitioned: json["partitioned"].as_bool().unwrap(),
             rejects: json["rejects"].as_bool().unwrap(),
             overwrite: json["overwrite"].as_bool().unwrap(),
+            iceberg: json["iceberg"].as_bool().unwrap(),
             lake_url: json["lake_url"].as_str().map(str::to_owned),
         }
     }

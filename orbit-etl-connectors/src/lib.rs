@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `delta` | a version, new versions, changes; exact replay (changes: whole versions) | append, overwrite; staged |
 //! | `files` | CSV, JSON lines, Parquet, Avro, Arrow IPC; exact replay | the same formats; staged |
+//! | `iceberg` | a snapshot, what was appended since; exact replay | append; staged |
 
 #[cfg(feature = "delta")]
 #[doc(inline)]
@@ -11,6 +12,9 @@ pub use orbit_etl_connector_delta as delta;
 #[cfg(feature = "files")]
 #[doc(inline)]
 pub use orbit_etl_connector_files as files;
+#[cfg(feature = "iceberg")]
+#[doc(inline)]
+pub use orbit_etl_connector_iceberg as iceberg;
 
 use orbit_etl_core::Registry;
 
@@ -24,4 +28,8 @@ pub fn register_enabled(registry: &mut Registry) {
     registry.add_source::<files::FilesSource>("files").add_sink::<files::FilesSink>("files");
     #[cfg(not(feature = "files"))]
     registry.add_absent("files", "files");
+    #[cfg(feature = "iceberg")]
+    registry.add_source::<iceberg::IcebergSource>("iceberg").add_sink::<iceberg::IcebergSink>("iceberg");
+    #[cfg(not(feature = "iceberg"))]
+    registry.add_absent("iceberg", "iceberg");
 }

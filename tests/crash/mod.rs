@@ -3,6 +3,7 @@
 mod chains;
 mod child;
 mod doubles;
+mod iceberg;
 mod kill;
 mod overwrite;
 mod steps;

@@ -1,6 +1,6 @@
 //! Tables that aren't there yet.
 
-use iceberg::spec::UnboundPartitionSpec;
+use iceberg::spec::{PrimitiveType, Transform, Type, UnboundPartitionSpec};
 use iceberg::table::Table;
 use iceberg::{ErrorKind as Iceberg, NamespaceIdent, TableCreation, TableIdent};
 use orbit_etl_core::{Error, Result, StreamInfo};
@@ -78,6 +78,10 @@ pub(super) fn partition_spec(
                 .with("transform", transform)
                 .with("type", &field.field_type));
         }
+        if !can_be_split(&field.field_type, transform) {
+            return Err(refuse("times with a zone can't be partitioned by as they are")
+                .remedy("partition by their `day` or `hour`"));
+        }
         spec = spec
             .add_partition_field(field.id, by.name(), transform)
             .map_err(|e| refuse("the partition fields don't go together").caused_by(cause(&e)))?;
@@ -94,7 +98,23 @@ pub(super) fn writable(table: &Table) -> Result<()> {
             .with("partition field", &field.name)
             .remedy("rename the partition field with the engine that owns the table"));
     }
+    let by_time = metadata.default_partition_spec().fields().iter().find(|field| {
+        let source = metadata.current_schema().field_by_id(field.source_id);
+        source.is_some_and(|source| !can_be_split(&source.field_type, field.transform))
+    });
+    if let Some(field) = by_time {
+        return Err(refuse("a table partitioned by times with a zone, as they are, can't be written to")
+            .with("partition field", &field.name)
+            .remedy("partition the table by their day or hour"));
+    }
     Ok(())
+}
+
+/// The crate writes each partition's values as text, and panics at some times before 1970 with a zone.
+fn can_be_split(of: &Type, transform: Transform) -> bool {
+    use PrimitiveType as P;
+    transform != Transform::Identity
+        || !matches!(of, Type::Primitive(P::Timestamptz | P::TimestamptzNs | P::TimestampNs))
 }
 
 /// Whether Avro takes the name.

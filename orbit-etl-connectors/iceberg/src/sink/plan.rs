@@ -6,11 +6,11 @@ use arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch, UInt32Array, new_
 use arrow::compute::{filter_record_batch, is_null, not, take_record_batch};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use iceberg::arrow::RecordBatchPartitionSplitter;
-use iceberg::spec::{PartitionKey, TableMetadata};
+use iceberg::spec::{Literal, PartitionKey, PrimitiveLiteral, PrimitiveType, StructType, TableMetadata};
 use orbit_etl_core::{Error, Result};
 
 use super::SchemaMode;
-use crate::bridge::batch_to_58;
+use crate::bridge::{batch_to_58, batch_to_59};
 use crate::error::from_iceberg;
 use crate::fit::{batch, fit};
 use crate::types;
@@ -174,11 +174,36 @@ impl StreamPlan {
             );
         }
         if let Some(splitter) = splitter {
-            let split = splitter.split(&batch_to_58(&stored)?).map_err(fail)?;
-            parts.fit.extend(split.into_iter().map(|(key, rows)| (Some(key), rows)));
+            let types = spec.partition_type(self.table.current_schema()).map_err(fail)?;
+            for (key, rows) in splitter.split(&batch_to_58(&stored)?).map_err(fail)? {
+                if can_be_shown(&key, &types) {
+                    parts.fit.push((Some(key), rows));
+                } else {
+                    let why = Error::data("a date or a time is too far away for a partition");
+                    parts.misfit.push((why.with("stream", &self.name), batch_to_59(&rows)?));
+                }
+            }
         }
         Ok(parts)
     }
+}
+
+/// Whether a partition's dates are among those that the crate can write as text, which it does for
+/// each: it panics at others.
+fn can_be_shown(key: &PartitionKey, types: &StructType) -> bool {
+    const DAYS: u32 = 90_000_000;
+    const MICROS: u64 = DAYS as u64 * 86_400_000_000;
+    key.data().fields().iter().zip(types.fields()).all(|(value, field)| {
+        match (value, field.field_type.as_primitive_type()) {
+            (Some(Literal::Primitive(PrimitiveLiteral::Int(days))), Some(PrimitiveType::Date)) => {
+                days.unsigned_abs() <= DAYS
+            }
+            (Some(Literal::Primitive(PrimitiveLiteral::Long(micros))), Some(PrimitiveType::Timestamp)) => {
+                micros.unsigned_abs() <= MICROS
+            }
+            _ => true,
+        }
+    })
 }
 
 /// Whether Parquet has texts and bytes of all forms alike, so that there is nothing to cast.

@@ -214,7 +214,7 @@ impl SinkSession for IcebergSession {
                         .map_err(|e| e.with("table", &ident))?,
                 ),
                 io: table.file_io().clone(),
-                folder: data.generate_location(None, &folder(lineage)),
+                folder: data.generate_location(None, &folder(lineage, table.metadata().uuid())),
             });
         }
         let shared = Shared {

@@ -2,7 +2,7 @@
 //! of this run's they are.
 //!
 //! ```text
-//! <the table's data folder>/orbit-<lineage and sink, hashed>/<claim>-<number>.parquet
+//! <the table's data folder>/orbit-<lineage, sink and table, hashed>/<claim>-<number>.parquet
 //! ```
 //!
 //! They stand at their final places from the start: no reader of the table sees a file before a
@@ -10,6 +10,7 @@
 //! table's location is called, so a file is told from others by that alone. Partitions don't show in
 //! paths: their values may be of any length and hold any character.
 
+use std::fmt::Display;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -101,10 +102,11 @@ fn unreadable(error: impl std::error::Error + Send + Sync + 'static) -> Error {
         .caused_by(error)
 }
 
-/// The folder, below a table's data folder, of all runs of a lineage through one sink.
-pub(super) fn folder(lineage: &Lineage) -> String {
-    let both = format!("{}\n{}", lineage.id, lineage.sink);
-    format!("orbit-{:016x}", xxh3_64(both.as_bytes()))
+/// The folder, below a table's data folder, of all runs of a lineage through one sink. A table that is
+/// made anew in the place of another has another one.
+pub(super) fn folder(lineage: &Lineage, table: impl Display) -> String {
+    let all = format!("{}\n{}\n{table}", lineage.id, lineage.sink);
+    format!("orbit-{:016x}", xxh3_64(all.as_bytes()))
 }
 
 /// How the names of one run's files begin. Numbers have a width, so that names sort as claims do.
@@ -188,12 +190,13 @@ mod tests {
     fn a_path_says_whose_it_is() {
         let lineage =
             Lineage { id: "l".into(), sink: "out".into(), generation: 1, claim: 12, run: "r".into() };
-        let path = format!("s3://b/t/data/{}/{}000007.parquet", folder(&lineage), run_prefix(12));
+        let path = format!("s3://b/t/data/{}/{}000007.parquet", folder(&lineage, "t"), run_prefix(12));
         assert_eq!(claim_of(&path), Some(12));
         assert_eq!(name_of(&path), "00000000000000000012-000007.parquet");
         assert_eq!(claim_of("s3://b/t/data/00000-1-a.parquet.crc"), Some(0));
         assert_eq!(claim_of("s3://b/t/data/part-1.parquet"), None);
-        assert_ne!(folder(&lineage), folder(&Lineage { sink: "other".into(), ..lineage }));
+        assert_ne!(folder(&lineage, "t"), folder(&lineage, "u"));
+        assert_ne!(folder(&lineage, "t"), folder(&Lineage { sink: "other".into(), ..lineage.clone() }, "t"));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 mod enumerate;
 mod filter;
 mod read;
+#[cfg(test)]
+mod tests;
 mod view;
 
 use std::time::{Duration, Instant};

@@ -58,6 +58,7 @@ async fn partitions_keep_unusual_values_apart() {
     let times = [Some(0), None, Some(86_400_000_000), Some(-1), Some(0), Some(1)];
     let rows = batch(vec![
         ("id", Arc::new(Int64Array::from_iter_values(0..6))),
+        ("then", Arc::new(TimestampMicrosecondArray::from(times.to_vec()))),
         (
             "pl ace/1",
             Arc::new(StringArray::from(vec![
@@ -86,7 +87,7 @@ async fn partitions_keep_unusual_values_apart() {
         vec![("price", "identity"), ("day", "identity")],
         vec![("day", "year"), ("at", "hour"), ("id", "bucket[4]"), ("ok", "identity")],
         vec![("at", "day"), ("pl ace/1", "truncate[2]"), ("price", "bucket[3]")],
-        vec![("at", "identity"), ("price", "truncate[50]")],
+        vec![("then", "identity"), ("price", "truncate[50]")],
     ]
     .into_iter()
     .enumerate()
@@ -110,6 +111,26 @@ async fn partitions_keep_unusual_values_apart() {
         }
         assert!(data_files(&dir.path().join(format!("ns{n}"))) > 3);
     }
+}
+
+#[tokio::test]
+async fn dates_that_no_calendar_has_are_rejected_as_partitions() {
+    let (_dir, catalog) = lake();
+    let rows = batch(vec![
+        ("id", Arc::new(Int64Array::from_iter_values(0..3))),
+        ("day", Arc::new(Date32Array::from(vec![i32::MAX, 0, i32::MIN]))),
+    ]);
+    let sink =
+        IcebergSink::append(catalog.clone(), "ns.t").partition_by([PartitionBy::new("day", "identity")]);
+    let mut run = start(&sink, &rows, 1).await.unwrap();
+    run.write(0, 0, rows).await.unwrap();
+    let prepared = run.writer(0).await.unwrap().prepare(1).await.unwrap();
+    assert_eq!(prepared.rejects.iter().map(|reject| reject.rows).sum::<u64>(), 2);
+    run.commit(1, prepared.committables).await.unwrap();
+    assert_eq!(visible(&catalog).await.column(0).as_ref(), &Int64Array::from(vec![1]));
+    let times = batch(vec![("at", Arc::new(TimestampMicrosecondArray::from(vec![-1]).with_timezone("UTC")))]);
+    let sink = IcebergSink::append(catalog, "ns.other").partition_by([PartitionBy::new("at", "identity")]);
+    assert_eq!(start(&sink, &times, 1).await.unwrap_err().kind(), ErrorKind::Config);
 }
 
 #[tokio::test]
