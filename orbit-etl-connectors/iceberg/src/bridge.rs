@@ -13,7 +13,7 @@
 use std::mem::{align_of, size_of};
 use std::sync::Arc;
 
-use arrow::array::{Array, RecordBatch, RecordBatchOptions, StructArray};
+use arrow::array::{Array, RecordBatch, RecordBatchOptions, make_array};
 use arrow::datatypes::{Schema, SchemaRef};
 use arrow::ffi as ffi59;
 use arrow_array58 as array58;
@@ -29,45 +29,78 @@ const _: () = {
     assert!(align_of::<ffi59::FFI_ArrowSchema>() == align_of::<ffi58::FFI_ArrowSchema>());
 };
 
-/// For the `iceberg` crate.
-pub(crate) fn batch_to_58(batch: &RecordBatch) -> Result<array58::RecordBatch> {
-    let c_schema = export_schema(batch.schema_ref())?;
-    let schema = schema58::Schema::try_from(&c_schema).map_err(|e| failed("schema", e))?;
-    let options = array58::RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
-    let columns = if batch.num_columns() == 0 {
-        Vec::new()
-    } else {
-        let data = StructArray::from(batch.clone()).into_data();
-        let (mut array, _) = ffi59::to_ffi(&data).map_err(|e| failed("batch", e))?;
-        let array: *mut ffi59::FFI_ArrowArray = &raw mut array;
-        // SAFETY: same layout, checked above; valid and ours, left empty.
-        let array = unsafe { ffi58::FFI_ArrowArray::from_raw(array.cast()) };
-        // SAFETY: the array was exported just now with the types that `c_schema` describes.
-        let data = unsafe { ffi58::from_ffi(array, &c_schema) }.map_err(|e| failed("batch", e))?;
-        array58::StructArray::from(data).into_parts().1
-    };
-    array58::RecordBatch::try_new_with_options(Arc::new(schema), columns, &options)
-        .map_err(|e| failed("batch", e))
+/// The way of batches of one schema to the `iceberg` crate. What a schema costs is paid once.
+#[derive(Debug)]
+pub(crate) struct To58 {
+    from: SchemaRef,
+    to: schema58::SchemaRef,
 }
 
-/// From the `iceberg` crate.
-pub(crate) fn batch_to_59(batch: &array58::RecordBatch) -> Result<RecordBatch> {
-    let c_schema = import_schema(batch.schema_ref())?;
-    let schema = Schema::try_from(&c_schema).map_err(|e| failed("schema", e))?;
-    let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
-    let columns = if batch.num_columns() == 0 {
-        Vec::new()
-    } else {
-        let data = array58::StructArray::from(batch.clone()).into_data();
-        let (mut array, _) = ffi58::to_ffi(&data).map_err(|e| failed("batch", e))?;
-        let array: *mut ffi58::FFI_ArrowArray = &raw mut array;
-        // SAFETY: same layout, checked above; valid and ours, left empty.
-        let array = unsafe { ffi59::FFI_ArrowArray::from_raw(array.cast()) };
-        // SAFETY: the array was exported just now with the types that `c_schema` describes.
-        let data = unsafe { ffi59::from_ffi(array, &c_schema) }.map_err(|e| failed("batch", e))?;
-        StructArray::from(data).into_parts().1
-    };
-    RecordBatch::try_new_with_options(Arc::new(schema), columns, &options).map_err(|e| failed("batch", e))
+impl To58 {
+    pub(crate) fn new(from: &SchemaRef) -> Result<Self> {
+        let to = schema58::Schema::try_from(&export_schema(from)?).map_err(|e| failed("schema", e))?;
+        Ok(Self { from: Arc::clone(from), to: Arc::new(to) })
+    }
+
+    /// Each column crosses by itself, so that one that is dropped lets its memory go.
+    pub(crate) fn batch(&self, batch: &RecordBatch) -> Result<array58::RecordBatch> {
+        if !Arc::ptr_eq(&self.from, batch.schema_ref()) && self.from != *batch.schema_ref() {
+            return Err(Error::internal("a batch has another schema than those before"));
+        }
+        let columns = batch.columns().iter().zip(self.to.fields()).map(|(column, field)| {
+            let mut array = ffi59::FFI_ArrowArray::new(&column.to_data());
+            let array: *mut ffi59::FFI_ArrowArray = &raw mut array;
+            // SAFETY: same layout, checked above; valid and ours, left empty.
+            let array = unsafe { ffi58::FFI_ArrowArray::from_raw(array.cast()) };
+            let data_type = field.data_type().clone();
+            // SAFETY: the array was exported just now; its type crossed with the schema.
+            let data = unsafe { ffi58::from_ffi_and_data_type(array, data_type) };
+            data.map(array58::make_array).map_err(|e| failed("batch", e))
+        });
+        let columns = columns.collect::<Result<Vec<_>>>()?;
+        let options = array58::RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+        array58::RecordBatch::try_new_with_options(Arc::clone(&self.to), columns, &options)
+            .map_err(|e| failed("batch", e))
+    }
+}
+
+/// The way of batches of one schema from the `iceberg` crate.
+#[derive(Debug)]
+pub(crate) struct To59 {
+    from: schema58::SchemaRef,
+    to: SchemaRef,
+}
+
+impl To59 {
+    pub(crate) fn new(from: &schema58::SchemaRef) -> Result<Self> {
+        Ok(Self { from: Arc::clone(from), to: schema_to_59(from)? })
+    }
+
+    /// Whether a batch has this schema.
+    pub(crate) fn takes(&self, batch: &array58::RecordBatch) -> bool {
+        Arc::ptr_eq(&self.from, batch.schema_ref()) || self.from == *batch.schema_ref()
+    }
+
+    /// Each column crosses by itself, so that one that is dropped lets its memory go.
+    pub(crate) fn batch(&self, batch: &array58::RecordBatch) -> Result<RecordBatch> {
+        if !self.takes(batch) {
+            return Err(Error::internal("a batch has another schema than those before"));
+        }
+        let columns = batch.columns().iter().zip(self.to.fields()).map(|(column, field)| {
+            let mut array = ffi58::FFI_ArrowArray::new(&column.to_data());
+            let array: *mut ffi58::FFI_ArrowArray = &raw mut array;
+            // SAFETY: same layout, checked above; valid and ours, left empty.
+            let array = unsafe { ffi59::FFI_ArrowArray::from_raw(array.cast()) };
+            let data_type = field.data_type().clone();
+            // SAFETY: the array was exported just now; its type crossed with the schema.
+            let data = unsafe { ffi59::from_ffi_and_data_type(array, data_type) };
+            data.map(make_array).map_err(|e| failed("batch", e))
+        });
+        let columns = columns.collect::<Result<Vec<_>>>()?;
+        let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+        RecordBatch::try_new_with_options(Arc::clone(&self.to), columns, &options)
+            .map_err(|e| failed("batch", e))
+    }
 }
 
 /// A schema from the `iceberg` crate.
@@ -105,7 +138,8 @@ mod tests {
     use super::*;
 
     fn both_ways(batch: &RecordBatch) -> RecordBatch {
-        batch_to_59(&batch_to_58(batch).unwrap()).unwrap()
+        let there = To58::new(batch.schema_ref()).unwrap().batch(batch).unwrap();
+        To59::new(there.schema_ref()).unwrap().batch(&there).unwrap()
     }
 
     #[test]
@@ -132,6 +166,8 @@ mod tests {
         let back = both_ways(&batch.slice(100, 50));
         assert_eq!(back.column(0).as_primitive::<Int64Type>().values().as_ptr(), at.wrapping_add(100));
         assert_eq!(back.column(1).as_string_view().data_buffers()[0].as_ptr(), text_at);
+        let other = batch.project(&[0]).unwrap();
+        assert!(To58::new(batch.schema_ref()).unwrap().batch(&other).is_err());
     }
 
     #[test]

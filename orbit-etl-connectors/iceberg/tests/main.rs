@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod conformance;
+#[cfg(feature = "sql")]
+mod peers;
 mod sink;
 
 use orbit_etl_connector_iceberg::{IcebergCatalog, IcebergSource};

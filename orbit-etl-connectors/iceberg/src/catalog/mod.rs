@@ -6,6 +6,7 @@ mod sql;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use iceberg::memory::{MEMORY_CATALOG_WAREHOUSE, MemoryCatalogBuilder};
 use iceberg::table::Table;
@@ -19,6 +20,9 @@ use tokio::sync::OnceCell;
 use crate::error::{cause, from_iceberg};
 use crate::storage::{Options, Stores};
 
+/// How long a REST server may take to be reached, and to answer.
+const CONNECT: Duration = Duration::from_secs(10);
+const ANSWER: Duration = Duration::from_secs(60);
 /// The name under which a SQL catalog keeps its tables, unless another is given.
 const DEFAULT_NAME: &str = "default";
 
@@ -266,7 +270,13 @@ impl IcebergCatalog {
                 if let Some(warehouse) = warehouse {
                     props.insert(REST_CATALOG_PROP_WAREHOUSE.to_owned(), warehouse.clone());
                 }
-                let builder = RestCatalogBuilder::default().with_storage_factory(Arc::new(stores.clone()));
+                let client = reqwest::Client::builder().connect_timeout(CONNECT).timeout(ANSWER).build();
+                let client = client.map_err(|e| {
+                    Error::internal("there is no client for the catalog").caused_by(e.without_url())
+                })?;
+                let builder = RestCatalogBuilder::default()
+                    .with_client(client)
+                    .with_storage_factory(Arc::new(stores.clone()));
                 let catalog = builder.load("orbit", props).await.map_err(fail)?;
                 Ok(Opened { catalog: Arc::new(catalog), stores })
             }

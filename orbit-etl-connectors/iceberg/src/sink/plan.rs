@@ -10,7 +10,7 @@ use iceberg::spec::{Literal, PartitionKey, PrimitiveLiteral, PrimitiveType, Stru
 use orbit_etl_core::{Error, Result};
 
 use super::SchemaMode;
-use crate::bridge::{batch_to_58, batch_to_59};
+use crate::bridge::{To58, To59};
 use crate::error::from_iceberg;
 use crate::fit::{batch, fit};
 use crate::types;
@@ -71,6 +71,7 @@ pub(super) struct StreamPlan {
     columns: SchemaRef,
     from: Vec<Option<usize>>,
     width: usize,
+    crossing: To58,
     pub(super) table: Arc<TableMetadata>,
 }
 
@@ -106,7 +107,8 @@ impl StreamPlan {
             });
         }
         let columns = Arc::new(Schema::new(fields));
-        Ok(Self { name: name.to_owned(), columns, from, width: stream.fields().len(), table })
+        let crossing = To58::new(&columns)?;
+        Ok(Self { name: name.to_owned(), columns, from, width: stream.fields().len(), crossing, table })
     }
 
     /// Sorts the rows of a batch out. `splitter` is made when it is first needed.
@@ -162,7 +164,7 @@ impl StreamPlan {
         }
         let spec = self.table.default_partition_spec();
         if spec.is_unpartitioned() {
-            parts.fit.push((None, batch_to_58(&stored)?));
+            parts.fit.push((None, self.crossing.batch(&stored)?));
             return Ok(parts);
         }
         let fail = |e| from_iceberg(&e, "tell which partitions rows belong to", &self.name);
@@ -175,12 +177,14 @@ impl StreamPlan {
         }
         if let Some(splitter) = splitter {
             let types = spec.partition_type(self.table.current_schema()).map_err(fail)?;
-            for (key, rows) in splitter.split(&batch_to_58(&stored)?).map_err(fail)? {
+            for (key, rows) in splitter.split(&self.crossing.batch(&stored)?).map_err(fail)? {
                 if can_be_shown(&key, &types) {
                     parts.fit.push((Some(key), rows));
                 } else {
                     let why = Error::data("a date or a time is too far away for a partition");
-                    parts.misfit.push((why.with("stream", &self.name), batch_to_59(&rows)?));
+                    parts
+                        .misfit
+                        .push((why.with("stream", &self.name), To59::new(rows.schema_ref())?.batch(&rows)?));
                 }
             }
         }

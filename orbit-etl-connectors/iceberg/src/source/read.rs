@@ -17,7 +17,7 @@ use tokio::sync::Mutex;
 
 use super::filter;
 use super::view::View;
-use crate::bridge::batch_to_59;
+use crate::bridge::To59;
 use crate::error::from_iceberg;
 use crate::fit::batch;
 
@@ -154,6 +154,7 @@ pub(super) async fn rows(
     };
     let reading = Reading {
         batches,
+        crossing: None,
         table: view.table().identifier().to_string(),
         file: part.path,
         wanted,
@@ -247,6 +248,7 @@ fn open(
 struct Reading {
     /// `None` if no row can be needed.
     batches: Option<ArrowRecordBatchStream>,
+    crossing: Option<To59>,
     table: String,
     file: String,
     wanted: SchemaRef,
@@ -274,7 +276,15 @@ impl Reading {
             };
             let fail = |e| from_iceberg(&e, "read a data file", &self.table).with("file", &self.file);
             match next.map_err(fail)? {
-                Some(batch) => self.take(&batch_to_59(&batch)?)?,
+                Some(batch) => {
+                    let crossing = match self.crossing.take() {
+                        Some(crossing) if crossing.takes(&batch) => crossing,
+                        _ => To59::new(batch.schema_ref())?,
+                    };
+                    let rows = crossing.batch(&batch)?;
+                    self.crossing = Some(crossing);
+                    self.take(&rows)?;
+                }
                 None => {
                     self.finished = true;
                     return Ok(Some(SourceEvent::Finished));

@@ -1,4 +1,5 @@
-//! The conformance suite: catalogs in memory and in SQLite, tables on a disk and in an S3 bucket.
+//! The conformance suite: catalogs in memory, in SQLite and over REST, tables on a disk and in an S3
+//! bucket.
 
 mod types;
 
@@ -25,11 +26,15 @@ struct InSqlite;
 #[cfg(feature = "s3")]
 struct InBucket;
 
+/// With a catalog behind a REST server.
+struct OverRest;
+
 struct Lake {
     dir: TempDir,
     catalog: Box<dyn Fn() -> IcebergCatalog + Send + Sync>,
     /// Whether the files are in `dir`.
     local: bool,
+    namespace: String,
 }
 
 fn abilities() -> Abilities {
@@ -42,7 +47,12 @@ impl Harness for InMemory {
     async fn fresh(&self) -> Check<Box<dyn Fixture>> {
         let dir = TempDir::new().unwrap();
         let catalog = IcebergCatalog::memory(dir.path().to_str().unwrap());
-        Ok(Box::new(Lake { dir, catalog: Box::new(move || catalog.clone()), local: true }))
+        Ok(Box::new(Lake {
+            dir,
+            catalog: Box::new(move || catalog.clone()),
+            local: true,
+            namespace: "suite".into(),
+        }))
     }
 
     fn abilities(&self) -> Abilities {
@@ -58,7 +68,7 @@ impl Harness for InSqlite {
         let at = dir.path().display().to_string();
         let catalog =
             move || IcebergCatalog::sql(format!("sqlite://{at}/catalog.db")).warehouse(format!("{at}/lake"));
-        Ok(Box::new(Lake { dir, catalog: Box::new(catalog), local: true }))
+        Ok(Box::new(Lake { dir, catalog: Box::new(catalog), local: true, namespace: "suite".into() }))
     }
 
     fn abilities(&self) -> Abilities {
@@ -70,15 +80,16 @@ impl Harness for InSqlite {
 #[async_trait]
 impl Harness for InBucket {
     async fn fresh(&self) -> Check<Box<dyn Fixture>> {
-        use std::time::{SystemTime, UNIX_EPOCH};
-
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
-        let prefix = format!("iceberg-{now}-{:?}", std::thread::current().id());
-        let prefix = prefix.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+        let prefix = unique("iceberg");
         let bucket = orbit_etl_testkit::service("S3", None)?.trim_end_matches('/').to_owned();
         let catalog = IcebergCatalog::memory(format!("{bucket}/{prefix}"));
         let dir = TempDir::new().unwrap();
-        Ok(Box::new(Lake { dir, catalog: Box::new(move || catalog.clone()), local: false }))
+        Ok(Box::new(Lake {
+            dir,
+            catalog: Box::new(move || catalog.clone()),
+            local: false,
+            namespace: "suite".into(),
+        }))
     }
 
     fn abilities(&self) -> Abilities {
@@ -87,13 +98,42 @@ impl Harness for InBucket {
 }
 
 #[async_trait]
+impl Harness for OverRest {
+    async fn fresh(&self) -> Check<Box<dyn Fixture>> {
+        let url = orbit_etl_testkit::service("ICEBERG", None)?;
+        let catalog = move || IcebergCatalog::rest(&url);
+        let dir = TempDir::new().unwrap();
+        Ok(Box::new(Lake { dir, catalog: Box::new(catalog), local: false, namespace: unique("suite") }))
+    }
+
+    fn abilities(&self) -> Abilities {
+        abilities()
+    }
+}
+
+/// A name that no other test has.
+fn unique(name: &str) -> String {
+    use std::time::{SystemTime, UNIX_EPOCH};
+
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
+    let name = format!("{name}_{now}_{:?}", std::thread::current().id());
+    name.replace(|c: char| !c.is_ascii_alphanumeric(), "_")
+}
+
+impl Lake {
+    fn table(&self, stream: &str) -> String {
+        format!("{}.{stream}", self.namespace)
+    }
+}
+
+#[async_trait]
 impl Fixture for Lake {
     fn sink(&self) -> Option<Arc<dyn Sink>> {
-        Some(Arc::new(IcebergSink::append((self.catalog)(), "suite.{stream}")))
+        Some(Arc::new(IcebergSink::append((self.catalog)(), self.table("{stream}"))))
     }
 
     async fn source(&self, streams: &[StreamInfo]) -> Check<Option<Arc<dyn Source>>> {
-        let table = format!("suite.{}", streams[0].name);
+        let table = self.table(&streams[0].name);
         Ok(Some(Arc::new(IcebergSource::new((self.catalog)(), table).name(&streams[0].name))))
     }
 
@@ -114,7 +154,7 @@ impl Fixture for Lake {
 
     async fn broken(&self, what: Breakage) -> Check<Option<Broken>> {
         let source = match what {
-            Breakage::Missing => IcebergSource::new((self.catalog)(), "suite.none"),
+            Breakage::Missing => IcebergSource::new((self.catalog)(), self.table("none")),
             Breakage::Unreachable => {
                 let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
                 let nobody = IcebergCatalog::rest(format!("http://127.0.0.1:{port}"));
@@ -138,6 +178,7 @@ fn files_below(directory: &Path, found: &mut HashSet<PathBuf>) {
 }
 
 conformance!(memory, InMemory);
+conformance!(rest, OverRest);
 #[cfg(feature = "sql")]
 conformance!(sqlite, InSqlite);
 #[cfg(feature = "s3")]

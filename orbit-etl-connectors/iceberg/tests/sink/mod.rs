@@ -171,7 +171,7 @@ async fn a_table_grows_if_it_may() {
     assert_eq!((refused.kind(), refused.context("column")), (ErrorKind::Schema, Some("more")));
     let growing = strict.clone().schema_mode(SchemaMode::Merge);
     let mut run = start(&growing, &wide, 2).await.unwrap();
-    run.epoch(2, &[wide.clone()]).await.unwrap();
+    run.epoch(2, std::slice::from_ref(&wide)).await.unwrap();
     run.epoch(3, &[wide]).await.unwrap();
     let got = visible(&catalog).await;
     assert_eq!(got.column(1).as_ref(), &StringArray::from(vec![None, None, Some("x"), Some("x")]));
