@@ -1,6 +1,6 @@
 //! What it costs a batch to cross between two Arrow versions and back.
 
-#[allow(dead_code)]
+#[allow(dead_code, unused_imports)]
 #[path = "../src/bridge.rs"]
 mod bridge;
 
@@ -32,7 +32,7 @@ fn crossings(batch: &RecordBatch) -> Option<(bridge::To58, bridge::To59)> {
 fn crossing(criterion: &mut Criterion) {
     for columns in [1, 16, 100] {
         let batch = batch(columns);
-        let (Some(there), Some(back)) = crossings(&batch) else { continue };
+        let Some((there, back)) = crossings(&batch) else { continue };
         criterion.bench_function(&format!("there and back, {columns} columns"), |bencher| {
             bencher.iter(|| there.batch(&batch).and_then(|batch| back.batch(&batch)))
         });

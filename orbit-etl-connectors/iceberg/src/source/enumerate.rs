@@ -20,6 +20,8 @@ pub(super) struct Enumerator {
     pub(super) opened: Opened,
     pub(super) ident: TableIdent,
     pub(super) at: At,
+    /// Which of the table's schemas the run reads.
+    pub(super) schema: i32,
     /// Only what was appended after this snapshot.
     pub(super) from: Option<i64>,
     pub(super) follow: bool,
@@ -32,8 +34,6 @@ struct State {
     cx: Context,
     /// The table's own id.
     table: String,
-    /// Which of its schemas the run reads.
-    schema: i32,
     /// The last snapshot that was told of.
     last: Option<i64>,
     /// The snapshots that are to be told of next.
@@ -55,7 +55,6 @@ impl Enumerator {
         let newest = view.snapshot().map(|snapshot| snapshot.snapshot_id());
         let mut state = State {
             cx: cx.clone(),
-            schema: view.schema().schema_id(),
             last: newest,
             next: VecDeque::new(),
             ready: VecDeque::new(),
@@ -63,6 +62,7 @@ impl Enumerator {
             view,
             enumerator: self,
         };
+        state.check()?;
         let since = match after {
             Some(after) => Some(state.after(after)?),
             None => state.enumerator.from.map(Some),
@@ -143,18 +143,25 @@ impl State {
         if self.view.table_id() != self.table {
             return Err(replaced(&self.enumerator.ident));
         }
+        self.check()?;
         self.next = self.view.since(self.last)?.into();
         if self.next.is_empty() {
             tokio::select! {
                 () = self.cx.cancellation().cancelled() => return Err(Error::cancelled()),
                 () = tokio::time::sleep(self.enumerator.poll) => {}
             }
-        } else if self.view.schema().schema_id() != self.schema {
-            return Err(Error::schema("the table's columns were changed")
-                .with("table", &self.enumerator.ident)
-                .remedy("start the pipeline again: it goes on with the new columns"));
         }
         Ok(())
+    }
+
+    /// Whether the columns are still those that the run was told of.
+    fn check(&self) -> Result<()> {
+        if self.view.schema().schema_id() == self.enumerator.schema {
+            return Ok(());
+        }
+        Err(Error::schema("the table's columns were changed")
+            .with("table", &self.enumerator.ident)
+            .remedy("start the pipeline again: it goes on with the new columns"))
     }
 
     /// The files that one snapshot brought.

@@ -26,12 +26,21 @@ pub(super) fn is_usable(filter: &Expr) -> bool {
     }
 }
 
-/// A predicate that is true of every row for which all filters are; `None` if nothing can be said.
-pub(super) fn predicate(filters: &[Expr], schema: &Schema) -> Option<Predicate> {
-    filters.iter().filter_map(|filter| convert(filter, schema)).reduce(Predicate::and)
+/// A predicate that is true of every row for which all filters are; `None` if nothing can be said. The
+/// filters name columns as they are now, the predicate as they were `then`.
+pub(super) fn predicate(filters: &[Expr], now: &Schema, then: &Schema) -> Option<Predicate> {
+    let columns = Columns { now, then };
+    filters.iter().filter_map(|filter| convert(filter, columns)).reduce(Predicate::and)
 }
 
-fn convert(filter: &Expr, schema: &Schema) -> Option<Predicate> {
+/// Only columns that have the same name in both are spoken of.
+#[derive(Clone, Copy)]
+struct Columns<'a> {
+    now: &'a Schema,
+    then: &'a Schema,
+}
+
+fn convert(filter: &Expr, schema: Columns<'_>) -> Option<Predicate> {
     match filter {
         Expr::BinaryExpr(binary) => {
             let left = || convert(&binary.left, schema);
@@ -97,8 +106,12 @@ fn sides<'a>(left: &'a Expr, right: &'a Expr) -> Option<(&'a str, &'a ScalarValu
     }
 }
 
-fn column_type<'a>(name: &str, schema: &'a Schema) -> Option<&'a PrimitiveType> {
-    let column = schema.as_struct().fields().iter().find(|column| column.name == name)?;
+fn column_type<'a>(name: &str, columns: Columns<'a>) -> Option<&'a PrimitiveType> {
+    let find = |schema: &'a Schema| schema.as_struct().fields().iter().find(|column| column.name == name);
+    let column = find(columns.then)?;
+    if find(columns.now)?.id != column.id {
+        return None;
+    }
     match column.field_type.as_ref() {
         Type::Primitive(of) => Some(of),
         _ => None,
@@ -147,11 +160,14 @@ mod tests {
             NestedField::optional(2, "f", Type::Primitive(PrimitiveType::Double)),
         ];
         let schema = Schema::builder().with_fields(fields.map(Into::into)).build().unwrap();
-        let of = |filter: Expr| predicate(&[filter], &schema).map(|predicate| predicate.to_string());
+        let of = |filter: Expr| predicate(&[filter], &schema, &schema).map(|predicate| predicate.to_string());
         assert_eq!(of(lit(3_i64).lt(col("id"))).unwrap(), "id > 3");
         assert_eq!(of(col("id").lt(lit(3_i64)).and(col("f").gt(lit(1.0)))).unwrap(), "id < 3");
         assert_eq!(of(col("id").lt(lit(3_i64)).or(col("f").gt(lit(1.0)))), None);
         assert_eq!(of(col("id").gt(lit(5_000_000_000_i64))), None);
+        let other = NestedField::optional(3, "id", Type::Primitive(PrimitiveType::Int));
+        let other = Schema::builder().with_fields([other.into()]).build().unwrap();
+        assert!(predicate(&[col("id").lt(lit(3_i64))], &other, &schema).is_none());
         assert!(is_usable(&col("id").is_null()) && !is_usable(&col("id").not_eq(lit(1_i64))));
     }
 }

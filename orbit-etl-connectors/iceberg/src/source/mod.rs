@@ -21,7 +21,7 @@ use serde::Deserialize;
 
 use self::enumerate::Enumerator;
 use self::read::Part;
-use self::view::{At, View};
+use self::view::{Announced, At, View};
 use crate::catalog::{IcebergCatalog, table_ident};
 use crate::error::replaced;
 
@@ -69,6 +69,8 @@ pub struct IcebergSource {
     poll_ms: u64,
     #[serde(skip)]
     plans: read::Plans,
+    #[serde(skip)]
+    announced: Announced,
 }
 
 fn default_poll() -> u64 {
@@ -89,6 +91,7 @@ impl IcebergSource {
             follow: false,
             poll_ms: default_poll(),
             plans: read::Plans::default(),
+            announced: Announced::default(),
         }
     }
 
@@ -154,6 +157,16 @@ impl IcebergSource {
         let table = self.catalog.open().await?.load(&table_ident(&self.table)?).await?;
         View::new(table, &self.at())
     }
+
+    /// What this run was told of.
+    async fn announced(&self, cx: &Context) -> Result<View> {
+        if let Some(view) = self.announced.get(cx.run_id()) {
+            return Ok(view);
+        }
+        let view = self.view().await?;
+        self.announced.put(cx.run_id(), &view);
+        Ok(view)
+    }
 }
 
 #[async_trait]
@@ -201,9 +214,10 @@ impl Connector for IcebergSource {
 #[async_trait]
 impl Source for IcebergSource {
     async fn streams(&self, cx: &Context) -> Result<Vec<StreamInfo>> {
-        let _ = cx;
         self.validate()?;
-        let schema = self.view().await?.arrow_schema()?;
+        let view = self.view().await?;
+        self.announced.put(cx.run_id(), &view);
+        let schema = view.arrow_schema()?;
         let name = match &self.name {
             Some(name) => name,
             None => self.table.rsplit('.').next().unwrap_or(&self.table),
@@ -233,6 +247,7 @@ impl Source for IcebergSource {
             opened: self.catalog.open().await?.clone(),
             ident: table_ident(&self.table)?,
             at: self.at(),
+            schema: self.announced(cx).await?.schema().schema_id(),
             from: self.from_snapshot,
             follow: self.follow,
             poll: Duration::from_millis(self.poll_ms),
@@ -248,8 +263,12 @@ impl Source for IcebergSource {
         after: Option<&Position>,
         scan: &[ScanRequest],
     ) -> Result<BoxStream<'static, Result<SourceEvent>>> {
-        let view = self.view().await?;
+        let mut view = self.announced(cx).await?;
         let part = Part::of(split)?;
+        if !part.appended && view.schema_at(part.snapshot).is_none() {
+            // A snapshot that came since.
+            view = self.view().await?.with_schema_of(&view);
+        }
         if part.table != view.table_id() {
             return Err(replaced(&self.table));
         }

@@ -179,7 +179,8 @@ async fn task(
     request: &ScanRequest,
 ) -> Result<Option<FileScanTask>> {
     if !part.appended {
-        let predicate = filter::predicate(&request.filters, view.schema());
+        let then = view.schema_at(part.snapshot);
+        let predicate = then.and_then(|then| filter::predicate(&request.filters, view.schema(), &then));
         let pruned = predicate.is_some();
         let plan = plans.of(view, part.snapshot, predicate).await?;
         return match plan.get(&part.path) {

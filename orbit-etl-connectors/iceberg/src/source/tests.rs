@@ -198,6 +198,47 @@ async fn a_position_is_of_its_own_snapshot() {
 }
 
 #[tokio::test]
+async fn a_run_keeps_the_columns_that_it_was_told_of() {
+    let lake = Lake::new();
+    lake.append(1, rows(0, 3)).await;
+    let (cx, source) = (context().unwrap(), lake.source());
+    let schema = source.streams(&cx).await.unwrap()[0].schema.clone();
+    let told = splits_of(&cx, &source).await;
+    let wide = RecordBatch::try_from_iter_with_nullable([
+        ("id", Arc::new(Int64Array::from(vec![9])) as _, true),
+        ("more", Arc::new(Int64Array::from(vec![7])) as _, true),
+    ])
+    .unwrap();
+    append(&lake.sink().schema_mode(SchemaMode::Merge), 2, wide).await;
+    // What was listed before has the columns from before; a new list is refused.
+    let mut request = ScanRequest::all(StreamId(0), 64);
+    request.filters = vec![col("id").gt(lit(0_i64))];
+    for split in &told {
+        let mut events = source.open(&cx, split, None, std::slice::from_ref(&request)).await.unwrap();
+        let first = futures::StreamExt::next(&mut events).await.unwrap().unwrap();
+        let orbit_etl_core::SourceEvent::Batch { batch, .. } = first else { panic!() };
+        assert_eq!(batch.schema(), schema);
+    }
+    assert_eq!(source.splits(&cx, None).await.err().unwrap().kind(), ErrorKind::Schema);
+    // Another run has the new ones, and reads old files with them.
+    let next = context().unwrap();
+    assert_eq!(source.streams(&next).await.unwrap()[0].schema.fields().len(), 3);
+    request.filters = vec![col("more").gt(lit(0_i64))];
+    let mut events = source.open(&next, &told[0], None, &[request]).await.unwrap();
+    let first = futures::StreamExt::next(&mut events).await.unwrap().unwrap();
+    let orbit_etl_core::SourceEvent::Batch { batch, .. } = first else { panic!() };
+    assert_eq!((batch.num_columns(), batch.num_rows()), (3, 3));
+}
+
+/// The splits, without asking for the streams again.
+async fn splits_of(cx: &Context, source: &IcebergSource) -> Vec<orbit_etl_core::Split> {
+    use futures::TryStreamExt;
+
+    let changes: Vec<_> = source.splits(cx, None).await.unwrap().try_collect().await.unwrap();
+    changes.into_iter().flat_map(|change| change.added).collect()
+}
+
+#[tokio::test]
 async fn new_snapshots_are_followed() {
     use futures::StreamExt;
 

@@ -1,7 +1,7 @@
 //! A table as of one snapshot.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::datatypes::SchemaRef as ArrowSchema;
 use chrono::{DateTime, Utc};
@@ -29,6 +29,30 @@ impl fmt::Display for At {
             Self::Time(time) => write!(f, "{time}"),
             Self::Reference(name) => write!(f, "reference {name}"),
         }
+    }
+}
+
+/// How many runs one source is read by at a time.
+const RUNS: usize = 8;
+
+/// The view that each run was told the columns of. Its rows have just these, whatever becomes of the
+/// table meanwhile.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Announced(Arc<Mutex<Vec<(String, View)>>>);
+
+impl Announced {
+    pub(super) fn get(&self, run: &str) -> Option<View> {
+        let views = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        views.iter().find(|(of, _)| of == run).map(|(_, view)| view.clone())
+    }
+
+    pub(super) fn put(&self, run: &str, view: &View) {
+        let mut views = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        views.retain(|(of, _)| of != run);
+        if views.len() >= RUNS {
+            views.remove(0);
+        }
+        views.push((run.to_owned(), view.clone()));
     }
 }
 
@@ -72,6 +96,12 @@ impl View {
         Ok(Self { table, snapshot, schema })
     }
 
+    /// The same with the columns of another.
+    pub(super) fn with_schema_of(mut self, other: &Self) -> Self {
+        self.schema = Arc::clone(&other.schema);
+        self
+    }
+
     pub(super) fn table(&self) -> &Table {
         &self.table
     }
@@ -89,6 +119,12 @@ impl View {
     /// The columns that are read, whichever snapshot a file came with.
     pub(super) fn schema(&self) -> &SchemaRef {
         &self.schema
+    }
+
+    /// The columns that the table had with a snapshot.
+    pub(super) fn schema_at(&self, snapshot: i64) -> Option<SchemaRef> {
+        let metadata = self.table.metadata();
+        metadata.snapshot_by_id(snapshot)?.schema(metadata).ok()
     }
 
     pub(super) fn arrow_schema(&self) -> Result<ArrowSchema> {
