@@ -1,6 +1,7 @@
 //! What it costs a batch to cross between two Arrow versions and back.
 
-#[allow(dead_code, unused_imports)]
+// Its tests, too, where benches are checked as tests are.
+#[allow(dead_code, unused_imports, clippy::unwrap_used)]
 #[path = "../src/bridge.rs"]
 mod bridge;
 

@@ -217,10 +217,10 @@ impl IcebergCatalog {
                     .with("option", "catalog.warehouse")
                     .remedy("name the location below which new tables are put"))
             }
-            #[cfg(feature = "sql")]
-            Config::Sql { uri, .. } => sql::Kind::of(uri.expose_secret()).map(drop),
-            #[cfg(not(feature = "sql"))]
-            Config::Sql { .. } => Err(no_sql()),
+            Config::Sql { uri, .. } => {
+                Database::of(uri.expose_secret())?;
+                if cfg!(feature = "sql") { Ok(()) } else { Err(no_sql()) }
+            }
             _ => Ok(()),
         }
     }
@@ -284,7 +284,26 @@ impl IcebergCatalog {
     }
 }
 
-#[cfg(not(feature = "sql"))]
+/// The databases that may hold a catalog.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Database {
+    Sqlite,
+    Postgres,
+}
+
+impl Database {
+    fn of(uri: &str) -> Result<Self> {
+        // As Python has it, a driver may stand behind the database's name.
+        match uri.split([':', '+']).next() {
+            Some("sqlite") => Ok(Self::Sqlite),
+            Some("postgres" | "postgresql") => Ok(Self::Postgres),
+            _ => Err(Error::config("a SQL catalog is in SQLite or in PostgreSQL")
+                .with("option", "catalog.uri")
+                .remedy("write sqlite:///path/to/catalog.db, or postgresql://user@host/database")),
+        }
+    }
+}
+
 fn no_sql() -> Error {
     Error::config("SQL catalogs are not compiled in")
         .with("option", "catalog.type")

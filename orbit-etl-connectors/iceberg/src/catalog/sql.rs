@@ -20,6 +20,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use sqlx::{PgPool, SqlitePool};
 
+use super::Database;
 use crate::storage::Stores;
 
 /// How long a database may be busy.
@@ -46,26 +47,6 @@ const CREATE_TABLES: [&str; 2] = [
 
 /// What a namespace without properties is known by.
 const EXISTS: (&str, &str) = ("exists", "true");
-
-/// The databases that are understood.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Sqlite,
-    Postgres,
-}
-
-impl Kind {
-    pub(crate) fn of(uri: &str) -> orbit_etl_core::Result<Self> {
-        // As Python has it, a driver may stand behind the database's name.
-        match uri.split([':', '+']).next() {
-            Some("sqlite") => Ok(Self::Sqlite),
-            Some("postgres" | "postgresql") => Ok(Self::Postgres),
-            _ => Err(orbit_etl_core::Error::config("a SQL catalog is in SQLite or in PostgreSQL")
-                .with("option", "catalog.uri")
-                .remedy("write sqlite:///path/to/catalog.db, or postgresql://user@host/database")),
-        }
-    }
-}
 
 #[derive(Debug, Clone)]
 enum Pool {
@@ -121,8 +102,8 @@ impl SqlCatalog {
 
         // What the driver says of an address may quote the password.
         let refuse = |_| Error::config("the catalog's address can't be read").with("option", "catalog.uri");
-        let pool = match Kind::of(uri)? {
-            Kind::Sqlite => {
+        let pool = match Database::of(uri)? {
+            Database::Sqlite => {
                 let path = uri.split_once(':').map_or(uri, |(_, path)| path);
                 // Three slashes before a relative path, four before an absolute one, says Python; two
                 // or three, says sqlx.
@@ -134,7 +115,7 @@ impl SqlCatalog {
                     SqliteConnectOptions::new().filename(path).create_if_missing(true).busy_timeout(PATIENCE);
                 Pool::Sqlite(SqlitePoolOptions::new().max_connections(CONNECTIONS).connect_lazy_with(options))
             }
-            Kind::Postgres => {
+            Database::Postgres => {
                 let uri = match (uri.split_once('+'), uri.split_once(':')) {
                     (Some((kind, _)), Some((both, rest))) if both.starts_with(kind) => {
                         format!("{kind}:{rest}")
