@@ -34,6 +34,7 @@
 //! | `files` | [`connectors::files`]: CSV, JSON lines, Parquet, Avro and Arrow IPC on local disks | yes |
 //! | `sql` | [`transforms::sql`]: SQL on DataFusion | yes |
 //! | `delta` | [`connectors::delta`]: Delta Lake tables | |
+//! | `generate` | [`connectors::generate`]: made-up rows, for tests and demonstrations | |
 //! | `iceberg`, `iceberg-sql` | [`connectors::iceberg`]: Iceberg tables; catalogs in SQLite and PostgreSQL | |
 //! | `s3`, `gcs`, `azure`, `http` | `s3://`, `gs://`, `az://`, `http(s)://` for files; `s3://` for `delta` and `iceberg` too | |
 //! | `full` | all of these | |

@@ -46,7 +46,7 @@ impl Loaded {
     }
 
     fn csv(&self) -> FilesSource {
-        FilesSource::csv(self.text("input/*.csv")).columns(schema())
+        FilesSource::csv(self.text("input/*.csv")).schema(schema())
     }
 
     fn pipeline(&self, source: FilesSource) -> PipelineBuilder {
@@ -200,7 +200,7 @@ async fn a_partition_that_is_no_number() {
     let mut columns = schema().fields().to_vec();
     columns.push(Arc::new(Field::new("year", DataType::Int64, true)));
     let columns = Arc::new(Schema::new(columns));
-    let source = FilesSource::csv(loaded.text("parts")).columns(columns);
+    let source = FilesSource::csv(loaded.text("parts")).schema(columns);
     let error = loaded.fails(loaded.pipeline(source)).await;
     expect(&error, ErrorKind::Data, &[("node", "files"), ("file", "year=last"), ("column", "year")]);
 }

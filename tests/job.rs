@@ -112,7 +112,7 @@ impl Job {
     }
 
     pub(crate) fn source(&self) -> FilesSource {
-        FilesSource::csv(format!("{}/*.csv", self.input.display())).columns(schema()).split_size(4_096)
+        FilesSource::csv(format!("{}/*.csv", self.input.display())).schema(schema()).split_size(4_096)
     }
 
     /// A pipeline with small batches and an epoch as often as can be.

@@ -4,6 +4,8 @@
 
 mod bad_input;
 mod crash;
+mod hostile;
 mod job;
 mod paced;
+mod spec;
 mod target;

@@ -68,12 +68,28 @@ pub struct ConnectorInfo {
     pub type_tag: String,
     /// One line for people, without secrets: `csv data/orders-*.csv`.
     pub summary: String,
+    /// Whether it is known that nothing goes over a network.
+    pub local: bool,
 }
 
 impl ConnectorInfo {
-    /// From both parts.
+    /// From both parts; not known to be local.
     pub fn new(type_tag: impl Into<String>, summary: impl Into<String>) -> Self {
-        Self { type_tag: type_tag.into(), summary: summary.into() }
+        Self { type_tag: type_tag.into(), summary: summary.into(), local: false }
+    }
+
+    /// The same, local if the path is one of this machine: no URL, or one of `file://`.
+    #[must_use]
+    pub fn with_path(self, path: &str) -> Self {
+        let remote = path.split_once("://").is_some_and(|(scheme, _)| !scheme.eq_ignore_ascii_case("file"));
+        self.with_local(!remote)
+    }
+
+    /// The same, local or not.
+    #[must_use]
+    pub fn with_local(mut self, local: bool) -> Self {
+        self.local = local;
+        self
     }
 }
 

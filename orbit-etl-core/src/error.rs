@@ -6,6 +6,9 @@ use std::fmt;
 /// A result with Orbit's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// The piece of the place that errors about too many rejected rows have: how many were allowed.
+pub(crate) const CEILING: &str = "ceiling";
+
 type Source = Box<dyn StdError + Send + Sync + 'static>;
 
 /// What went wrong, as far as a caller can act on it.
@@ -218,6 +221,12 @@ impl Error {
         self.0.retryable
     }
 
+    /// Whether the run stopped because more rows were rejected than
+    /// [`OnError`](crate::OnError) allows.
+    pub fn is_ceiling(&self) -> bool {
+        self.context(CEILING).is_some()
+    }
+
     /// The message alone, without place, remedy and cause.
     pub fn message(&self) -> &str {
         &self.0.message
@@ -226,6 +235,16 @@ impl Error {
     /// One piece of the place.
     pub fn context(&self, key: &str) -> Option<&str> {
         self.0.context.iter().find(|(k, _)| *k == key).map(|(_, v)| v.as_str())
+    }
+
+    /// Every piece of the place.
+    pub(crate) fn contexts(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.0.context.iter().map(|(key, value)| (*key, value.as_str()))
+    }
+
+    /// What to do about it.
+    pub(crate) fn remedy_text(&self) -> Option<&str> {
+        self.0.remedy.as_deref()
     }
 
     /// The whole story in one line: message, place, remedy and every cause.

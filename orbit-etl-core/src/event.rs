@@ -81,7 +81,8 @@ pub enum SourceEvent {
         position: Option<Position>,
     },
     /// From here on the stream has another schema: that of the batches that follow, narrowed as they
-    /// are.
+    /// are. It holds for the whole stream: of several splits, none may send rows of the old schema
+    /// after one has told of the new.
     Schema {
         /// Which stream.
         stream: StreamId,

@@ -18,9 +18,17 @@ pub mod model;
 pub mod observe;
 pub mod pipeline;
 mod registry;
+mod signal;
 mod sink;
 mod source;
+pub mod spec;
 mod transform;
+
+#[cfg(feature = "planted-bugs")]
+#[doc(hidden)]
+pub mod planted;
+#[cfg(not(feature = "planted-bugs"))]
+mod planted;
 
 pub use connector::{Connector, ConnectorInfo, Health, StreamInfo};
 pub use context::{Context, ContextBuilder, DEFAULT_BATCH_ROWS};
@@ -33,6 +41,7 @@ pub use sink::{
     Publication, Sink, SinkSession, SinkWriter,
 };
 pub use source::{FilterPushdown, Pushdown, Replay, ScanRequest, Source, Split, SplitChange};
+pub use spec::Spec;
 pub use transform::{
     BlockingOperator, Distribution, KEY_GROUPS, Operator, OperatorState, Started, Transform,
 };

@@ -2,27 +2,88 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::sink::Sink;
 use crate::source::Source;
+use crate::spec::{
+    Describe, Fault, Node, Place, Problem, Secrets, SpecError, alone, environment, fit, prepare,
+    tree_of_variables,
+};
 use crate::transform::Transform;
-
-type Factory<T> = Box<dyn Fn(Value) -> Result<Arc<T>> + Send + Sync>;
 
 /// Makes sources, transforms and sinks from a `type` and its configuration. Nothing registers itself:
 /// a host fills the registry with what it wants to offer, its own types too.
 #[derive(Default)]
 pub struct Registry {
-    sources: BTreeMap<String, Factory<dyn Source>>,
-    transforms: BTreeMap<String, Factory<dyn Transform>>,
-    sinks: BTreeMap<String, Factory<dyn Sink>>,
+    sources: BTreeMap<String, Registered<dyn Source>>,
+    transforms: BTreeMap<String, Registered<dyn Transform>>,
+    sinks: BTreeMap<String, Registered<dyn Sink>>,
     /// Types that could be there, and the feature that they need.
     absent: BTreeMap<String, String>,
+}
+
+/// One type.
+pub(crate) struct Registered<T: ?Sized> {
+    pub(crate) factory: Factory<T>,
+    describe: Option<Describe>,
+    schema: OnceLock<Value>,
+}
+
+type Typed<T> = Box<dyn Fn(&Node) -> Result<Arc<T>, Fault> + Send + Sync>;
+type Made<T> = Box<dyn Fn(Value) -> Result<Arc<T>> + Send + Sync>;
+
+/// How a value of the type is made.
+pub(crate) enum Factory<T: ?Sized> {
+    /// By its own deserialization, whose faults know their places.
+    Typed(Typed<T>),
+    /// By a host's function.
+    Made(Made<T>),
+}
+
+impl<T: ?Sized> Registered<T> {
+    fn typed(
+        make: impl Fn(&Node) -> Result<Arc<T>, Fault> + Send + Sync + 'static,
+        describe: Describe,
+    ) -> Self {
+        Self { factory: Factory::Typed(Box::new(make)), describe: Some(describe), schema: OnceLock::new() }
+    }
+
+    fn made(make: impl Fn(Value) -> Result<Arc<T>> + Send + Sync + 'static) -> Self {
+        Self { factory: Factory::Made(Box::new(make)), describe: None, schema: OnceLock::new() }
+    }
+
+    /// The JSON Schema of the configuration, if its type is known.
+    pub(crate) fn schema(&self) -> Option<&Value> {
+        let describe = self.describe?;
+        Some(self.schema.get_or_init(|| alone(describe)))
+    }
+
+    /// A value of a tree that stands in no spec.
+    fn make(&self, mut config: Node) -> Result<Arc<T>> {
+        let mut problems = Vec::new();
+        if let Some(schema) = self.schema() {
+            prepare(&mut config, schema, "", &mut problems);
+        }
+        let mut secrets = Secrets::default();
+        secrets.collect(&config);
+        match &self.factory {
+            Factory::Typed(make) => {
+                let place = config.place.clone();
+                let made = fit(&config, "", &place, &mut problems, |node: &Node| make(node));
+                made.ok_or_else(|| {
+                    let hidden = problems.into_iter().map(|p: Problem| p.map(|text| secrets.hide(&text)));
+                    SpecError::new(hidden.collect()).into()
+                })
+            }
+            Factory::Made(make) => make(config.to_json()),
+        }
+    }
 }
 
 impl fmt::Debug for Registry {
@@ -41,9 +102,12 @@ impl Registry {
         Self::default()
     }
 
-    /// Registers a source whose configuration deserializes to it.
-    pub fn add_source<S: Source + DeserializeOwned>(&mut self, type_tag: &str) -> &mut Self {
-        self.add_source_with(type_tag, |config| Ok(Arc::new(read::<S>(config)?)))
+    /// Registers a source whose configuration deserializes to it. Its JSON Schema says which keys are
+    /// secret or paths; see [`spec`](crate::spec).
+    pub fn add_source<S: Source + DeserializeOwned + JsonSchema>(&mut self, type_tag: &str) -> &mut Self {
+        let make = |node: &Node| -> Result<Arc<dyn Source>, Fault> { Ok(Arc::new(S::deserialize(node)?)) };
+        self.sources.insert(type_tag.to_owned(), Registered::typed(make, S::json_schema));
+        self
     }
 
     /// Registers a source that is made by a function.
@@ -52,13 +116,18 @@ impl Registry {
         type_tag: &str,
         factory: impl Fn(Value) -> Result<Arc<dyn Source>> + Send + Sync + 'static,
     ) -> &mut Self {
-        self.sources.insert(type_tag.to_owned(), Box::new(factory));
+        self.sources.insert(type_tag.to_owned(), Registered::made(factory));
         self
     }
 
-    /// Registers a transform whose configuration deserializes to it.
-    pub fn add_transform<T: Transform + DeserializeOwned>(&mut self, type_tag: &str) -> &mut Self {
-        self.add_transform_with(type_tag, |config| Ok(Arc::new(read::<T>(config)?)))
+    /// Registers a transform whose configuration deserializes to it, as [`Registry::add_source`].
+    pub fn add_transform<T: Transform + DeserializeOwned + JsonSchema>(
+        &mut self,
+        type_tag: &str,
+    ) -> &mut Self {
+        let make = |node: &Node| -> Result<Arc<dyn Transform>, Fault> { Ok(Arc::new(T::deserialize(node)?)) };
+        self.transforms.insert(type_tag.to_owned(), Registered::typed(make, T::json_schema));
+        self
     }
 
     /// Registers a transform that is made by a function.
@@ -67,13 +136,15 @@ impl Registry {
         type_tag: &str,
         factory: impl Fn(Value) -> Result<Arc<dyn Transform>> + Send + Sync + 'static,
     ) -> &mut Self {
-        self.transforms.insert(type_tag.to_owned(), Box::new(factory));
+        self.transforms.insert(type_tag.to_owned(), Registered::made(factory));
         self
     }
 
-    /// Registers a sink whose configuration deserializes to it.
-    pub fn add_sink<S: Sink + DeserializeOwned>(&mut self, type_tag: &str) -> &mut Self {
-        self.add_sink_with(type_tag, |config| Ok(Arc::new(read::<S>(config)?)))
+    /// Registers a sink whose configuration deserializes to it, as [`Registry::add_source`].
+    pub fn add_sink<S: Sink + DeserializeOwned + JsonSchema>(&mut self, type_tag: &str) -> &mut Self {
+        let make = |node: &Node| -> Result<Arc<dyn Sink>, Fault> { Ok(Arc::new(S::deserialize(node)?)) };
+        self.sinks.insert(type_tag.to_owned(), Registered::typed(make, S::json_schema));
+        self
     }
 
     /// Registers a sink that is made by a function.
@@ -82,7 +153,7 @@ impl Registry {
         type_tag: &str,
         factory: impl Fn(Value) -> Result<Arc<dyn Sink>> + Send + Sync + 'static,
     ) -> &mut Self {
-        self.sinks.insert(type_tag.to_owned(), Box::new(factory));
+        self.sinks.insert(type_tag.to_owned(), Registered::made(factory));
         self
     }
 
@@ -97,7 +168,9 @@ impl Registry {
     /// # Errors
     /// [`Config`](crate::ErrorKind::Config): an unknown type, or a configuration that doesn't fit it.
     pub fn source(&self, type_tag: &str, config: Value) -> Result<Arc<dyn Source>> {
-        self.find(&self.sources, "source", type_tag)?(config).map_err(|e| e.with("type", type_tag))
+        self.find(&self.sources, "source", type_tag)?
+            .make(unplaced(config))
+            .map_err(|e| e.with("type", type_tag))
     }
 
     /// Makes a transform.
@@ -105,7 +178,9 @@ impl Registry {
     /// # Errors
     /// As [`Registry::source`].
     pub fn transform(&self, type_tag: &str, config: Value) -> Result<Arc<dyn Transform>> {
-        self.find(&self.transforms, "transform", type_tag)?(config).map_err(|e| e.with("type", type_tag))
+        self.find(&self.transforms, "transform", type_tag)?
+            .make(unplaced(config))
+            .map_err(|e| e.with("type", type_tag))
     }
 
     /// Makes a sink.
@@ -113,23 +188,81 @@ impl Registry {
     /// # Errors
     /// As [`Registry::source`].
     pub fn sink(&self, type_tag: &str, config: Value) -> Result<Arc<dyn Sink>> {
-        self.find(&self.sinks, "sink", type_tag)?(config).map_err(|e| e.with("type", type_tag))
+        self.find(&self.sinks, "sink", type_tag)?.make(unplaced(config)).map_err(|e| e.with("type", type_tag))
+    }
+
+    /// Makes a source from environment variables: `ORBIT_ORDERS__TYPE`, `ORBIT_ORDERS__PATH` … for the
+    /// node `orders`. [`from_env`](crate::spec::from_env) says how they are named.
+    ///
+    /// # Errors
+    /// As [`Registry::source`], and if the type isn't set.
+    pub fn source_from_env(&self, node: &str) -> Result<Arc<dyn Source>> {
+        let (type_tag, config) = variables(node)?;
+        self.find(&self.sources, "source", &type_tag)?.make(config).map_err(|e| e.with("node", node))
+    }
+
+    /// Makes a transform from environment variables, as [`Registry::source_from_env`].
+    ///
+    /// # Errors
+    /// As [`Registry::source_from_env`].
+    pub fn transform_from_env(&self, node: &str) -> Result<Arc<dyn Transform>> {
+        let (type_tag, config) = variables(node)?;
+        self.find(&self.transforms, "transform", &type_tag)?.make(config).map_err(|e| e.with("node", node))
+    }
+
+    /// Makes a sink from environment variables, as [`Registry::source_from_env`].
+    ///
+    /// # Errors
+    /// As [`Registry::source_from_env`].
+    pub fn sink_from_env(&self, node: &str) -> Result<Arc<dyn Sink>> {
+        let (type_tag, config) = variables(node)?;
+        self.find(&self.sinks, "sink", &type_tag)?.make(config).map_err(|e| e.with("node", node))
     }
 
     /// The types of sources, transforms and sinks that are registered.
     pub fn types(&self) -> (Vec<&str>, Vec<&str>, Vec<&str>) {
-        fn names<T: ?Sized>(map: &BTreeMap<String, Factory<T>>) -> Vec<&str> {
+        fn names<T: ?Sized>(map: &BTreeMap<String, Registered<T>>) -> Vec<&str> {
             map.keys().map(String::as_str).collect()
         }
         (names(&self.sources), names(&self.transforms), names(&self.sinks))
     }
 
+    /// The feature that would bring a type which this build lacks.
+    pub fn absent(&self, type_tag: &str) -> Option<&str> {
+        self.absent.get(type_tag).map(String::as_str)
+    }
+
+    /// Every type that this build lacks, with the feature that would bring it.
+    pub fn absent_types(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.absent.iter().map(|(tag, feature)| (tag.as_str(), feature.as_str()))
+    }
+
+    pub(crate) fn source_entry(&self, type_tag: &str) -> Option<&Registered<dyn Source>> {
+        self.sources.get(type_tag)
+    }
+
+    pub(crate) fn transform_entry(&self, type_tag: &str) -> Option<&Registered<dyn Transform>> {
+        self.transforms.get(type_tag)
+    }
+
+    pub(crate) fn sink_entry(&self, type_tag: &str) -> Option<&Registered<dyn Sink>> {
+        self.sinks.get(type_tag)
+    }
+
+    /// The types of sources, transforms and sinks with their schemas.
+    pub(crate) fn described(&self) -> (Described<'_>, Described<'_>, Described<'_>) {
+        fn all<T: ?Sized>(map: &BTreeMap<String, Registered<T>>) -> Described<'_> {
+            map.iter().map(|(tag, entry)| (tag.as_str(), entry.describe)).collect()
+        }
+        (all(&self.sources), all(&self.transforms), all(&self.sinks))
+    }
+
     fn find<'a, T: ?Sized>(
         &self,
-        map: &'a BTreeMap<String, Factory<T>>,
+        map: &'a BTreeMap<String, Registered<T>>,
         role: &str,
         type_tag: &str,
-    ) -> Result<&'a Factory<T>> {
+    ) -> Result<&'a Registered<T>> {
         map.get(type_tag).ok_or_else(|| {
             let error = Error::config(format!("there is no {role} of this type")).with("type", type_tag);
             match self.absent.get(type_tag) {
@@ -143,9 +276,26 @@ impl Registry {
     }
 }
 
-fn read<T: DeserializeOwned>(config: Value) -> Result<T> {
-    // serde's messages name keys and types; of values they repeat only those of the configuration.
-    serde_json::from_value(config).map_err(|e| Error::config("the configuration doesn't fit").caused_by(e))
+type Described<'a> = Vec<(&'a str, Option<Describe>)>;
+
+fn unplaced(config: Value) -> Node {
+    Node::from_json(&Place::whole("configuration"), config)
+}
+
+/// The type and the configuration that the environment holds for a node.
+fn variables(node: &str) -> Result<(String, Node)> {
+    let mut problems = Vec::new();
+    let mut config = tree_of_variables(node, environment(), &mut problems);
+    if !problems.is_empty() {
+        return Err(SpecError::new(problems).into());
+    }
+    let type_tag = config.take("type").and_then(|entry| Some(entry.node.as_text()?.value.clone()));
+    match type_tag {
+        Some(type_tag) => Ok((type_tag, config)),
+        None => Err(Error::config("no variable says the type of this node")
+            .with("node", node)
+            .remedy(format!("set {}TYPE", crate::spec::prefix_of_variables(node)))),
+    }
 }
 
 #[cfg(test)]

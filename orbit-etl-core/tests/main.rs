@@ -3,3 +3,5 @@
 
 mod engine;
 mod log;
+mod simulation;
+mod spec;

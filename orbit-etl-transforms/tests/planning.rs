@@ -173,6 +173,9 @@ async fn only_an_order_that_was_asked_for_and_reaches_the_result_counts() {
         (join.to_owned(), Joins::SortMerge, false),
         (format!("{join} ORDER BY l.a"), Joins::Hash, true),
         (format!("{join} ORDER BY r.b DESC LIMIT 10"), Joins::Hash, true),
+        // By a column that doesn't come out.
+        ("SELECT l.a FROM l JOIN r ON l.a = r.a ORDER BY r.b".to_owned(), Joins::Hash, true),
+        ("(SELECT l.a FROM l, r ORDER BY r.b)".to_owned(), Joins::Hash, true),
         // The order of a subquery binds nobody.
         ("SELECT a + 1 AS c FROM (SELECT l.a FROM l, r ORDER BY l.a)".to_owned(), Joins::Hash, false),
         ("SELECT l.a, count(r.b) AS n FROM l, r GROUP BY l.a".to_owned(), Joins::Hash, false),

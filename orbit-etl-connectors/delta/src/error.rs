@@ -70,6 +70,10 @@ pub(crate) fn from_delta(error: &DeltaTableError, doing: &str, table: impl Displ
     if text.contains("No files in log segment") || text.contains("No table version found") {
         return missing(table);
     }
+    if text.contains("Resources exhausted") {
+        return with_remedy(new(ErrorKind::Resources, "the memory limit leaves no room for the operation"))
+            .caused_by(Cause(plain(&text)));
+    }
     let kind =
         find_store_error(error).map(|store| store_kind(store, &text)).unwrap_or_else(|| {
             match status(&text) {

@@ -59,7 +59,7 @@ pub(crate) fn arrow_schema(schema: &StructType) -> Result<SchemaRef> {
 /// The type that holds every value of another one.
 fn table_type(data_type: &DataType) -> Result<DataType> {
     use DataType as D;
-    let list = |item: &FieldRef| Ok(D::List(inner("element", item.data_type())?));
+    let list = |item: &FieldRef| Ok::<_, Error>(D::List(inner("element", item.data_type())?));
     Ok(match data_type {
         D::Boolean | D::Int8 | D::Int16 | D::Int32 | D::Int64 | D::Float32 | D::Float64 | D::Date32 => {
             data_type.clone()

@@ -3,10 +3,11 @@
 use std::fmt;
 
 use orbit_etl_core::{Error, Result};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How rows stand in a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Format {
@@ -17,7 +18,7 @@ pub enum Format {
     /// A line is malformed if it is not one JSON object by the letter of RFC 8259, if it has a column
     /// twice, or if a column can't take its value; the others are read exactly. Numbers are taken as
     /// [`CsvOptions`] says, where `1.0` and `1e3` are whole also in inferred columns, and texts like CSV
-    /// fields. A whole number in a column of times, dates or spans of time counts the column's units,
+    /// fields where the schema was given; in an inferred column that is not text, they are malformed. A whole number in a column of times, dates or spans of time counts the column's units,
     /// since 1970 or midnight. Numbers and booleans in a text column stay as they are written. A
     /// byte order mark before the first line is skipped.
     #[serde(alias = "ndjson", alias = "jsonl")]
@@ -108,7 +109,7 @@ impl fmt::Display for Format {
 }
 
 /// How bytes are made fewer: of a whole text file, or of the blocks inside another one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Compression {
@@ -184,14 +185,14 @@ impl fmt::Display for Compression {
 /// | times | `12:30:15.5`, also `12:30` and `6:00 pm` | |
 /// | timestamps | `2024-12-31T12:30:15.5` with `T` or a space, dates alone, times without colons | the same, but with colons |
 /// | timestamps with a zone | the same with `Z`, an offset, or a zone's name | with `Z` or an offset |
-/// | texts | everything | everything |
+/// | texts | everything; of a dictionary, as many different ones in a batch as its keys can tell apart | everything |
 /// | `Null` | nothing but NULL | |
 ///
 /// A timestamp with a zone is no value of a column without one, nor the other way round. Digits of a
 /// second beyond the column's unit must be zeros, and leap seconds belong to no type. A later value of
 /// an inferred column that would have made it text, had it been in the sample, is malformed; its
-/// reject says that giving the type in `columns` would help.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// reject says that giving the type in `schema` would help.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CsvOptions {
     /// Between two columns. One ASCII character.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Deref;
 use std::path::{Component, PathBuf};
 use std::sync::Arc;
 #[cfg(any(feature = "s3", feature = "gcs", feature = "azure", feature = "http"))]
@@ -14,6 +15,7 @@ use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use orbit_etl_core::{Error, Result};
 use secrecy::SecretString;
+use serde::{Deserialize, Serialize, Serializer};
 use url::Url;
 
 /// Options of an object store: `region`, `endpoint`, `access_key_id` … What isn't given here is
@@ -179,6 +181,37 @@ impl fmt::Display for Location {
 impl fmt::Debug for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Location").field(&self.display).finish()
+    }
+}
+
+/// A path or URL as it was given. Whatever shows it leaves the secrets out.
+#[derive(Clone, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Given(String);
+
+impl From<String> for Given {
+    fn from(path: String) -> Self {
+        Self(path)
+    }
+}
+
+impl Deref for Given {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Given {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&redact(self), f)
+    }
+}
+
+impl Serialize for Given {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.serialize_str(&redact(self))
     }
 }
 

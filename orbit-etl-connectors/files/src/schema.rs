@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef, TimeUnit};
+use schemars::{JsonSchema, SchemaGenerator, json_schema};
 use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use serde::ser::SerializeSeq as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -16,6 +17,23 @@ use crate::source::number::{Rules, Written, float64, integer};
 /// map is lost, `[{name: id, type: "int64 not null"}, …]`.
 #[derive(Debug, Clone)]
 pub(crate) struct Columns(pub(crate) SchemaRef);
+
+impl JsonSchema for Columns {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Columns".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> schemars::Schema {
+        let column = generator.subschema_for::<Column>();
+        json_schema!({
+            "description": "Columns with their types: `{id: int64, price: \"decimal(10, 2)\"}`.",
+            "anyOf": [
+                { "type": "object", "additionalProperties": { "type": "string" } },
+                { "type": "array", "items": column }
+            ]
+        })
+    }
+}
 
 impl<'de> Deserialize<'de> for Columns {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -40,7 +58,7 @@ impl Serialize for Columns {
     }
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Column {
     name: String,

@@ -1,6 +1,6 @@
 //! The log: numbered entries in an object store, each created once.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -8,6 +8,8 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
 use object_store::path::Path;
+use secrecy::{ExposeSecret, SecretString};
+use url::Url;
 use uuid::Uuid;
 
 use super::body::{self, BlobName, Body};
@@ -17,6 +19,7 @@ use super::entry::{Entry, Kind, entry_number, entry_path};
 use super::state::State;
 use super::store::{Created, Store};
 use crate::error::{Error, ErrorKind, Result, ResultExt};
+use crate::planted::{Bug, planted};
 
 /// How often the newest entry may be collected between the listing and the reading, and how often
 /// somebody else may take the number that a claim was to have.
@@ -32,8 +35,8 @@ pub(super) const BLOBS_AT_ONCE: usize = 8;
 /// [`DurableLocal`] do.
 #[derive(Debug, Clone)]
 pub struct Log {
-    pub(super) store: Store,
-    pub(super) prefix: Path,
+    pub(crate) store: Store,
+    pub(crate) prefix: Path,
 }
 
 /// The newest entry of a log, read without taking the log over.
@@ -66,6 +69,70 @@ impl Log {
         Ok(Self::new(Arc::new(DurableLocal::create(dir)?), Path::default()))
     }
 
+    /// The log in a local directory, or at a URL of an object store with these options; what isn't given
+    /// is taken from the environment.
+    ///
+    /// # Errors
+    /// [`Config`](ErrorKind::Config): a URL or options that no store of this build takes. As
+    /// [`Log::local`].
+    pub fn open(location: &str, options: &BTreeMap<String, SecretString>) -> Result<Self> {
+        match location.split_once("://") {
+            None => Self::local(location),
+            Some(("file", local)) => Self::local(local),
+            Some(_) => {
+                let (store, prefix) = open_store(location, options)?;
+                Ok(Self::new(store, prefix))
+            }
+        }
+    }
+
+    /// Writes the newest entry and what belongs to it into another log, which must be empty; `None` if
+    /// there is none. A pipeline that runs is not disturbed.
+    ///
+    /// A copy is for another place, or for the day when the original is lost: a target that has gone on
+    /// since refuses a pipeline that would go on from an older state.
+    ///
+    /// # Errors
+    /// [`Conflict`](ErrorKind::Conflict): the other log is not empty. As [`Log::peek`].
+    pub async fn copy_to(&self, other: &Self) -> Result<Option<u64>> {
+        if !other.numbers().await?.is_empty() {
+            return Err(Error::new(ErrorKind::Conflict, "there is a state already where this one was to go")
+                .retryable(false)
+                .with("log", &other.prefix)
+                .remedy("remove it first if it is not needed, or name another place"));
+        }
+        for _ in 0..RACES {
+            let Some(entry) = self.newest().await? else { return Ok(None) };
+            let parsed = self.parse_body(&entry.body, entry.number)?;
+            let mut whole = true;
+            for name in parsed.blob_names() {
+                match self.store.read(&self.blob_path(&name)).await? {
+                    Some(bytes) => other.store.put(&other.blob_path(&name), &bytes).await?,
+                    None => whole = false,
+                }
+            }
+            // The run has gone on and collected what this entry named, unless it is the newest still.
+            if !whole && self.newest().await?.is_some_and(|newest| newest.number != entry.number) {
+                continue;
+            }
+            if !whole {
+                return Err(Error::data("the newest checkpoint lacks a part that it names")
+                    .with("entry", entry_path(&self.prefix, entry.number)));
+            }
+            let path = entry_path(&other.prefix, entry.number);
+            return match other.store.create(&path, &entry.render().into()).await? {
+                Created::Mine => Ok(Some(entry.number)),
+                Created::Foreign | Created::Gone => {
+                    Err(Error::new(ErrorKind::Conflict, "somebody else writes to the same place")
+                        .with("entry", path))
+                }
+            };
+        }
+        Err(Error::new(ErrorKind::Conflict, "the state changes faster than it can be copied")
+            .with("log", &self.prefix)
+            .remedy("try again, or stop the pipeline meanwhile"))
+    }
+
     /// A log that is forgotten with its last clone: for tests, and for pipelines that keep no state.
     pub fn memory() -> Self {
         Self::new(Arc::new(InMemory::new()), Path::default())
@@ -85,6 +152,7 @@ impl Log {
     /// * The store's own. If the claim's outcome is unknown, nothing is lost: claim again.
     pub async fn claim(&self, run: &str, pipeline: &str) -> Result<Claim> {
         let lineage = Uuid::now_v7().to_string();
+        let mut stale = None;
         for _ in 0..RACES {
             let newest = self.newest().await?;
             if let Some(newest) = &newest {
@@ -98,6 +166,10 @@ impl Log {
                     body::encode(&state, &BTreeSet::new(), |_| BlobName::new())?.json
                 }
             };
+            let body = match planted(Bug::StaleCopyOnClaimRetry) {
+                true => stale.get_or_insert(body).clone(),
+                false => body,
+            };
             let parsed = self.parse_body(&body, number - 1)?;
             let entry =
                 Entry { number, kind: Kind::Claim, run: run.to_owned(), pipeline: pipeline.to_owned(), body };
@@ -107,7 +179,9 @@ impl Log {
                 // Not fenced: whoever was faster is older than the next number.
                 Created::Foreign | Created::Gone => continue,
             }
-            self.check_newest(number).await?;
+            if !planted(Bug::NoListAfterClaim) {
+                self.check_newest(number).await?;
+            }
             // Only now can nobody collect what the claim names.
             let blobs = parsed.blob_names();
             let state = self.resolve_as(parsed, number).await.with("entry", &path)?;
@@ -243,6 +317,24 @@ impl Log {
     pub(super) fn blob_path(&self, name: &str) -> Path {
         self.blobs_prefix().join(name)
     }
+}
+
+fn open_store(url: &str, options: &BTreeMap<String, SecretString>) -> Result<(Arc<dyn ObjectStore>, Path)> {
+    let fail =
+        |message: &str| Error::config(message).with("checkpoint", crate::spec::without_credentials(url));
+    let parsed = Url::parse(url).map_err(|e| fail("the URL can't be read").caused_by(e))?;
+    let from_environment = std::env::vars_os().filter_map(|(key, value)| {
+        let key = key.into_string().ok()?.to_ascii_lowercase();
+        let cloud = ["aws_", "google_", "azure_"].iter().any(|prefix| key.starts_with(prefix));
+        Some((key, value.into_string().ok()?)).filter(|_| cloud)
+    });
+    let given = options.iter().map(|(key, value)| (key.clone(), value.expose_secret().to_owned()));
+    object_store::parse_url_opts(&parsed, from_environment.chain(given))
+        .map(|(store, path)| (Arc::from(store), path))
+        .map_err(|_| {
+            fail("the store of the checkpoints can't be set up")
+                .remedy("check its options, and that the feature of the store (s3, gcs, azure) is on")
+        })
 }
 
 pub(super) fn fenced(own: u64, newest: u64) -> Error {

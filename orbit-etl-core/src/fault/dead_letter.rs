@@ -12,8 +12,9 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::batch::{compact, row_bytes};
-use crate::error::{Error, Result};
+use crate::error::{CEILING, Error, Result};
 use crate::event::{Payload, Reject};
+use crate::planted::{Bug, planted};
 use crate::sink::Epoch;
 
 /// How many bytes of rejects may wait for the dead-letter sink, per epoch.
@@ -193,7 +194,7 @@ impl DeadLetters {
         }
         let rows = self.rejected.fetch_add(reject.rows, Ordering::Relaxed) + reject.rows;
         if rows > self.max_rows {
-            return Err(as_error(reject).with("rejected", rows).with("ceiling", self.max_rows).remedy(
+            return Err(as_error(reject).with("rejected", rows).with(CEILING, self.max_rows).remedy(
                 "more rows were rejected than `on_error` allows; mend the data or raise the ceiling",
             ));
         }
@@ -222,7 +223,8 @@ impl RejectPort {
             reject.payload = Payload::Rows(compact(batch)?);
         }
         if let Way::Keep(queues) = &self.letters.way {
-            let queue = &queues[(self.epoch % 2) as usize];
+            let epoch = self.epoch + u64::from(planted(Bug::RejectsNotInEpoch));
+            let queue = &queues[(epoch % 2) as usize];
             let cost = payload_bytes(&reject.payload).clamp(256, CREDIT);
             let credit = Arc::clone(&queue.credit)
                 .acquire_many_owned(u32::try_from(cost).unwrap_or(u32::MAX))

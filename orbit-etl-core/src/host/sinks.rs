@@ -77,7 +77,7 @@ impl ChannelSink {
 #[async_trait]
 impl Connector for FnSink {
     fn info(&self) -> ConnectorInfo {
-        ConnectorInfo::new("closure", "a closure of the host")
+        ConnectorInfo::new("closure", "a closure of the host").with_local(true)
     }
 
     async fn health(&self, _: &Context) -> Result<Health> {
@@ -100,7 +100,7 @@ impl Sink for FnSink {
 #[async_trait]
 impl Connector for ChannelSink {
     fn info(&self) -> ConnectorInfo {
-        ConnectorInfo::new("channel", "a channel of the host")
+        ConnectorInfo::new("channel", "a channel of the host").with_local(true)
     }
 
     async fn health(&self, _: &Context) -> Result<Health> {

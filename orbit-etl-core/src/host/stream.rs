@@ -54,7 +54,7 @@ impl StreamSource {
 #[async_trait]
 impl Connector for StreamSource {
     fn info(&self) -> ConnectorInfo {
-        ConnectorInfo::new("stream", "a stream of the host")
+        ConnectorInfo::new("stream", "a stream of the host").with_local(true)
     }
 
     async fn health(&self, _: &Context) -> Result<Health> {

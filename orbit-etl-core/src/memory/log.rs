@@ -6,18 +6,18 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use serde_json::{Value, json};
-use tokio::sync::watch;
 
 use crate::connector::StreamInfo;
 use crate::error::{Error, Result};
 use crate::event::{Position, Reject, SplitId, StreamId};
+use crate::signal::{Listener, Signal};
 use crate::source::Split;
 
 /// The state behind a source, its clones, its feeds and its readers.
 #[derive(Debug)]
 pub(super) struct Shared {
     state: Mutex<State>,
-    changed: watch::Sender<()>,
+    changed: Signal,
 }
 
 #[derive(Debug)]
@@ -113,7 +113,7 @@ impl Shared {
             complete: false,
             acknowledged: BTreeMap::new(),
         };
-        Self { state: Mutex::new(state), changed: watch::Sender::new(()) }
+        Self { state: Mutex::new(state), changed: Signal::default() }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -123,11 +123,11 @@ impl Shared {
     /// Changes the state and wakes every reader.
     pub(super) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let result = change(&mut self.lock());
-        self.changed.send_replace(());
+        self.changed.bump();
         result
     }
 
-    pub(super) fn subscribe(&self) -> watch::Receiver<()> {
+    pub(super) fn subscribe(&self) -> Listener {
         self.changed.subscribe()
     }
 }

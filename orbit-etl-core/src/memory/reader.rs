@@ -6,17 +6,17 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use arrow::datatypes::{Schema, SchemaRef};
 use futures::stream::{self, BoxStream, StreamExt};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::log::{Shared, State, Unit, What, row_position};
 use crate::error::{Error, Result};
 use crate::event::{SourceEvent, StreamId};
+use crate::signal::Listener;
 use crate::source::{Replay, ScanRequest};
 
 pub(super) struct Reader {
     shared: Arc<Shared>,
-    changed: watch::Receiver<()>,
+    changed: Listener,
     cancel: CancellationToken,
     replay: Replay,
     scan: Vec<ScanRequest>,
@@ -118,7 +118,8 @@ impl Reader {
                 Step::Wait => {}
             }
             tokio::select! {
-                _ = self.changed.changed() => {}
+                biased;
+                () = self.changed.changed() => {}
                 () = self.cancel.cancelled() => return Some(Err(Error::cancelled())),
             }
         }

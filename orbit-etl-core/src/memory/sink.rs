@@ -16,6 +16,7 @@ use crate::connector::{Connector, ConnectorInfo, Health, StreamInfo};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Origin, Payload, Reject, StreamId};
+use crate::planted::{Bug, planted};
 use crate::sink::{
     CheckpointRecord, CommitMode, Committable, Committed, Discard, Epoch, LaneId, Lineage, Prepared,
     Publication, Sink, SinkSession, SinkWriter,
@@ -121,7 +122,7 @@ impl MemorySink {
 #[async_trait]
 impl Connector for MemorySink {
     fn info(&self) -> ConnectorInfo {
-        ConnectorInfo::new("memory", format!("memory table, {}", self.mode))
+        ConnectorInfo::new("memory", format!("memory table, {}", self.mode)).with_local(true)
     }
 
     fn validate(&self) -> Result<()> {
@@ -291,7 +292,7 @@ impl SinkSession for Session {
         let lineage = self.lineage()?;
         let mut state = self.sink.table.lock();
         let owner = state.owned(&lineage)?;
-        if epoch <= owner.epoch {
+        if epoch <= owner.epoch && !planted(Bug::EpochNotCompared) {
             self.transaction.roll_back();
             return Ok(owner.rejects.get(&epoch).cloned().unwrap_or_default());
         }

@@ -172,7 +172,7 @@ impl MemorySource {
 impl Connector for MemorySource {
     fn info(&self) -> ConnectorInfo {
         let names: Vec<_> = self.parts.iter().map(|(stream, _)| stream.name.as_str()).collect();
-        ConnectorInfo::new("memory", format!("memory {}", names.join(", ")))
+        ConnectorInfo::new("memory", format!("memory {}", names.join(", "))).with_local(true)
     }
 
     fn validate(&self) -> Result<()> {
@@ -249,7 +249,8 @@ impl Source for MemorySource {
                     return Ok(None);
                 }
                 tokio::select! {
-                    _ = changed.changed() => {}
+                    biased;
+                    () = changed.changed() => {}
                     () = cancel.cancelled() => return Err(Error::cancelled()),
                 }
             }

@@ -1,5 +1,6 @@
 //! The report of a run.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -122,6 +123,12 @@ impl fmt::Display for RunReport {
 pub struct Progress {
     /// The nodes and what has passed through each since the run started or restarted.
     pub nodes: Vec<(String, NodeCounts)>,
+    /// What the committed epochs of this run add up to, restarts included: as in the report.
+    pub committed: BTreeMap<String, NodeCounts>,
+    /// The same over all runs of the pipeline.
+    pub totals: BTreeMap<String, NodeCounts>,
+    /// How many epochs this run has committed.
+    pub epochs: u64,
     /// The last epoch that was committed.
     pub epoch: u64,
     /// How long the run has been going on.

@@ -9,16 +9,17 @@ use object_store::ObjectStore;
 use object_store::path::Path;
 use tokio_util::sync::CancellationToken;
 
-use crate::checkpoint::Log;
+use crate::checkpoint::{Head, Log, State};
 use crate::connector::{Connector, Health};
 use crate::context::{Context, ContextBuilder, DEFAULT_BATCH_ROWS};
 use crate::error::{Error, Result, ResultExt};
+use crate::event::{Position, SplitId};
 use crate::observe::RunReport;
 use crate::pipeline::explain::Explanation;
-use crate::pipeline::graph::{Graph, Kind, Node};
+use crate::pipeline::graph::{Graph, Kind, Node, NodeInfo};
 use crate::pipeline::options::{Action, Again, Delivery, OnError, Restart};
 use crate::pipeline::plan::{Plan, PlanOptions};
-use crate::pipeline::run::{Control, Running, run};
+use crate::pipeline::run::{Control, Mend, Running, mend, run};
 use crate::sink::Sink;
 use crate::source::Source;
 use crate::transform::Transform;
@@ -41,7 +42,7 @@ pub(crate) struct Definition {
 }
 
 /// What a pipeline is told besides its nodes.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) on_error: OnError,
     pub(crate) restart: Restart,
@@ -75,6 +76,101 @@ impl Pipeline {
     /// The pipeline's name.
     pub fn name(&self) -> &str {
         &self.definition.name
+    }
+
+    /// The nodes, each after those that it reads, the dead letters last. Pure.
+    pub fn nodes(&self) -> Vec<NodeInfo> {
+        let nodes = self.definition.graph.nodes.iter().map(NodeInfo::of);
+        let letters = match &self.definition.settings.on_error.action {
+            Action::DeadLetter(sink) => Some(NodeInfo::dead_letters(&**sink)),
+            Action::Fail | Action::Skip => None,
+        };
+        nodes.chain(letters).collect()
+    }
+
+    /// The part that leads to a node, with this sink behind it: it gets what a source or a transform sends
+    /// on, or what a sink would get. State is kept in memory, and rows that can't go on are skipped, so
+    /// that running it reads from the start and leaves everything as it is.
+    ///
+    /// # Errors
+    /// [`Config`](crate::ErrorKind::Config): there is no such node.
+    pub fn tap(&self, node: &str, sink: impl Sink) -> Result<Self> {
+        let sink: Arc<dyn Sink> = Arc::new(sink);
+        let graph = &self.definition.graph;
+        let mut nodes = graph.leading_to(node);
+        match nodes.last_mut() {
+            Some(last) if matches!(last.kind, Kind::Sink(_)) => {
+                last.kind = Kind::Sink(sink);
+                last.delivery = None;
+            }
+            Some(last) => {
+                let mut name = "tap".to_owned();
+                while graph.index_of(&name).is_some() {
+                    name.push('_');
+                }
+                let inputs = vec![last.name.clone()];
+                nodes.push(Node { name, kind: Kind::Sink(sink), inputs, delivery: None });
+            }
+            None => return Err(Error::config("there is no node of that name").with("node", node)),
+        }
+        let settings = Settings {
+            on_error: OnError::skip(),
+            checkpoints: Checkpoints::Memory,
+            again: None,
+            delivery: None,
+            ..self.definition.settings.clone()
+        };
+        Ok(Self {
+            definition: Arc::new(Definition {
+                name: self.definition.name.clone(),
+                graph: Graph::new(nodes)?,
+                settings,
+                memory_log: Log::memory(),
+            }),
+        })
+    }
+
+    /// The log of the pipeline's checkpoints.
+    ///
+    /// # Errors
+    /// The directory can't be made.
+    pub fn log(&self) -> Result<Log> {
+        self.definition.log()
+    }
+
+    /// The newest state, without disturbing a run; `None` before the first.
+    ///
+    /// # Errors
+    /// As [`Log::peek`].
+    pub async fn state(&self) -> Result<Option<Head>> {
+        self.definition.peek().await
+    }
+
+    /// Lets the next run read everything once more, as a new generation. What is staged is published
+    /// first; a table that the older generation was to replace stays as it is until the new one does. A run
+    /// that goes on is fenced.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound): there is no state yet. Otherwise as the start of a run.
+    pub async fn reset(&self) -> Result<State> {
+        mend(&self.definition, &Mend::Reset).await
+    }
+
+    /// Lets the next run read a split on from another position; without a split, lets the source look for
+    /// splits from another position on. The source is asked whether it can go on there before anything is
+    /// changed. A run that goes on is fenced.
+    ///
+    /// # Errors
+    /// The source's answer; [`NotFound`](crate::ErrorKind::NotFound): the state knows no such source or
+    /// split. Otherwise as the start of a run.
+    pub async fn set_position(
+        &self,
+        source: &str,
+        split: Option<&str>,
+        position: impl Into<Position>,
+    ) -> Result<State> {
+        let split = split.map(SplitId::new);
+        mend(&self.definition, &Mend::Position { source, split, position: position.into() }).await
     }
 
     /// Asks sources, transforms and sinks what a run would do: streams, lanes, what is pushed down, and
@@ -141,6 +237,14 @@ impl Definition {
             Checkpoints::Local(dir) => Log::local(dir),
             Checkpoints::Store(store, prefix) => Ok(Log::new(Arc::clone(store), prefix.clone())),
             Checkpoints::Memory => Ok(self.memory_log.clone()),
+        }
+    }
+
+    /// The newest state; looking makes no directory.
+    pub(crate) async fn peek(&self) -> Result<Option<Head>> {
+        match &self.settings.checkpoints {
+            Checkpoints::Local(dir) if !dir.exists() => Ok(None),
+            _ => self.log()?.peek().await,
         }
     }
 
@@ -401,6 +505,23 @@ impl PipelineBuilder {
                 memory_log: Log::memory(),
             }),
         })
+    }
+
+    /// Adds a node that was made elsewhere.
+    pub(crate) fn node(
+        mut self,
+        name: String,
+        kind: Kind,
+        inputs: Vec<String>,
+        delivery: Option<Delivery>,
+    ) -> Self {
+        self.nodes.push(Node { name, kind, inputs, delivery });
+        self
+    }
+
+    /// How often an epoch ends as it stands.
+    pub(crate) fn every(&self) -> Duration {
+        self.settings.every
     }
 
     fn push(&mut self, name: String, kind: Kind) {

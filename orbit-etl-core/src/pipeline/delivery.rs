@@ -1,11 +1,14 @@
 //! What each sink can be promised, and why not more.
 
+use std::collections::BTreeSet;
+
 use crate::error::{Error, Result};
 use crate::pipeline::graph::Graph;
 use crate::pipeline::options::Delivery;
 use crate::pipeline::plan::{Plan, PlanOptions, Role};
 use crate::sink::CommitMode;
 use crate::source::Replay;
+use crate::transform::Distribution;
 
 /// A sink's guarantee with its reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,13 +58,44 @@ fn derive(plan: &Plan, node: usize, options: &PlanOptions) -> Option<Guarantee> 
         .partition(|s| matches!(plan.nodes[*s].role, Role::Source { replay: Replay::None, .. }));
     let Some(lost) = gone.first().map(|s| &plan.nodes[*s].name) else { return Some(promised) };
     let reason = format!("source {lost} can't be read again: what is under way in a crash is lost");
-    Some(match again.first().map(|s| &plan.nodes[*s].name) {
+    let again = again.first().map(|s| format!("of source {} it may come twice", plan.nodes[*s].name));
+    let doubled = again.or_else(|| {
+        let holder = plan.holder(*dead_letters, node)?;
+        Some(format!("what {} keeps in its state may come out of it twice", plan.nodes[holder].name))
+    });
+    Some(match doubled {
         Some(doubled) if promised.delivery == Delivery::AtLeastOnce => Guarantee {
             delivery: Delivery::BestEffort,
-            reason: format!("{reason}; of source {doubled} it may come twice: {}", promised.reason),
+            reason: format!("{reason}; {doubled}: {}", promised.reason),
         },
         _ => Guarantee { delivery: Delivery::AtMostOnce, reason },
     })
+}
+
+impl Plan {
+    /// A transform before the sink, or anywhere if rows come from anywhere, that may hold rows over from
+    /// one epoch to a later one.
+    fn holder(&self, anywhere: bool, sink: usize) -> Option<usize> {
+        let holds = |node: &usize| {
+            let Role::Transform { distribution, blocking: false, .. } = &self.nodes[*node].role else {
+                return false;
+            };
+            // In any lane no state is kept.
+            *distribution != Distribution::Any
+        };
+        if anywhere {
+            return (0..self.nodes.len()).find(holds);
+        }
+        let mut before = BTreeSet::from([sink]);
+        // Inputs come before their readers.
+        while let Some(node) = before.pop_last() {
+            if holds(&node) {
+                return Some(node);
+            }
+            before.extend(self.nodes[node].inputs.iter().map(|input| input.node));
+        }
+        None
+    }
 }
 
 /// What the sink allows for, if all of its sources can be read again.

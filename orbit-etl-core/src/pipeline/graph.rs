@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::connector::ConnectorInfo;
 use crate::error::{Error, Result};
 use crate::pipeline::options::Delivery;
 use crate::sink::Sink;
@@ -29,6 +30,34 @@ pub(crate) struct Node {
     pub(crate) delivery: Option<Delivery>,
 }
 
+/// One node of a pipeline, before anything is asked of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeInfo {
+    /// The node's name.
+    pub name: String,
+    /// `source`, `transform`, `sink` or `dead letters`.
+    pub role: &'static str,
+    /// What the node says of itself.
+    pub info: ConnectorInfo,
+    /// What it reads, as `node` or `node.stream`.
+    pub inputs: Vec<String>,
+}
+
+impl NodeInfo {
+    pub(crate) fn of(node: &Node) -> Self {
+        let (role, info) = match &node.kind {
+            Kind::Source(source) => ("source", source.info()),
+            Kind::Transform(transform) => ("transform", transform.info()),
+            Kind::Sink(sink) => ("sink", sink.info()),
+        };
+        Self { name: node.name.clone(), role, info, inputs: node.inputs.clone() }
+    }
+
+    pub(crate) fn dead_letters(sink: &dyn Sink) -> Self {
+        Self { name: DEAD_LETTERS.into(), role: "dead letters", info: sink.info(), inputs: Vec::new() }
+    }
+}
+
 /// A checked graph: names are unique, inputs are there, nothing runs in a circle, nothing dangles.
 /// Nodes stand in an order in which each comes after its inputs.
 #[derive(Debug, Clone)]
@@ -42,6 +71,18 @@ impl Graph {
         check_inputs(&nodes)?;
         check_ends(&nodes)?;
         Ok(Self { nodes: sort(nodes)? })
+    }
+
+    /// A node and those that its rows come from; none if it isn't there.
+    pub(crate) fn leading_to(&self, name: &str) -> Vec<Node> {
+        let mut wanted = BTreeSet::from([name]);
+        // Nodes come after their inputs.
+        for node in self.nodes.iter().rev() {
+            if wanted.contains(node.name.as_str()) {
+                wanted.extend(node.inputs.iter().map(|input| split_reference(input).0));
+            }
+        }
+        self.nodes.iter().filter(|node| wanted.contains(node.name.as_str())).cloned().collect()
     }
 
     pub(crate) fn index_of(&self, name: &str) -> Option<usize> {

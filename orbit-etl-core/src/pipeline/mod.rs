@@ -16,6 +16,10 @@ mod run;
 pub use builder::{Pipeline, PipelineBuilder};
 pub use delivery::Guarantee;
 pub use explain::{ExplainedNode, Explanation};
+pub use graph::NodeInfo;
 pub use options::{Again, Delivery, OnError, Restart};
 pub use output::{Collected, Output};
 pub use run::Running;
+
+pub(crate) use graph::{DEAD_LETTERS, Kind};
+pub(crate) use options::Action;

@@ -4,12 +4,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::sink::Sink;
 
 /// What a run does when an earlier one read its bounded inputs to the end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Again {
     /// Reads what is new since: new files, later offsets. The default for sinks that append.
@@ -19,10 +20,10 @@ pub enum Again {
 }
 
 /// How often a row reaches a sink, whatever fails in between.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Delivery {
-    /// A crash may lose rows of one source and double those of another.
+    /// A crash may lose rows of one source, and double those of another or of a transform's state.
     BestEffort,
     /// Never twice, but a crash may lose rows.
     AtMostOnce,

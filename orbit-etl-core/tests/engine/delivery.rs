@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use orbit_etl_core::memory::{MemorySink, MemorySource, MemoryTable};
-use orbit_etl_core::{Again, CommitMode, Delivery, ErrorKind, Pipeline, Publication, Replay, StreamInfo};
+use orbit_etl_core::{
+    Again, CommitMode, Delivery, ErrorKind, OnError, Pipeline, Publication, Replay, StreamInfo,
+};
 
+use super::graph::CountByGroup;
 use super::support::{all_ids, ids, numbers, rows, schema, soon};
 
 const MODES: [CommitMode; 3] = [CommitMode::Staged, CommitMode::Atomic, CommitMode::Immediate];
@@ -157,6 +160,25 @@ async fn guarantees_are_derived_printed_and_demanded() {
             .unwrap();
         let plan = pipeline.explain().await.unwrap();
         assert_eq!(plan.node("out").unwrap().guarantee.as_ref().unwrap().delivery, expected, "{mode}");
+    }
+    for (mode, expected) in [
+        (CommitMode::Staged, Delivery::AtMostOnce),
+        // What comes out of a state is in the checkpoint before.
+        (CommitMode::Immediate, Delivery::BestEffort),
+    ] {
+        let pipeline = Pipeline::builder("p")
+            .source("gone", numbers(1, 1).with_replay(Replay::None))
+            .transform("count", CountByGroup::default())
+            .sink("out", MemorySink::new(&table).with_mode(mode))
+            .on_error(OnError::dead_letter(MemorySink::new(&table).with_mode(mode)))
+            .checkpoint_in_memory()
+            .build()
+            .unwrap();
+        let plan = pipeline.explain().await.unwrap();
+        for sink in ["out", "dead_letters"] {
+            let delivery = plan.node(sink).unwrap().guarantee.as_ref().unwrap().delivery;
+            assert_eq!(delivery, expected, "{mode} {sink}");
+        }
     }
     let two_atomic = |first: Option<Delivery>| {
         let mut builder = Pipeline::builder("p")

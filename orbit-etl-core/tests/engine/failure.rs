@@ -29,6 +29,10 @@ impl Faulty {
     pub(crate) fn new(inner: MemorySink, faults: impl IntoIterator<Item = Fault>) -> Self {
         Self { inner: Arc::new(inner), faults: Arc::new(Mutex::new(faults.into_iter().collect())) }
     }
+
+    pub(crate) fn add(&self, fault: Fault) {
+        self.faults.lock().unwrap().push_back(fault);
+    }
 }
 
 #[derive(Clone)]
@@ -132,7 +136,7 @@ impl SinkWriter for FaultyWriter {
     }
 }
 
-fn quick() -> Restart {
+pub(crate) fn quick() -> Restart {
     Restart { max: 3, backoff: Duration::ZERO, max_backoff: Duration::ZERO }
 }
 

@@ -94,7 +94,7 @@ async fn fan_out_and_fan_in_lose_nothing() {
 /// Counts rows per `group`, over all runs; puts the counts out when its inputs end. Remembers which
 /// lane saw which key.
 #[derive(Debug, Clone, Default)]
-struct CountByGroup {
+pub(super) struct CountByGroup {
     lanes: Arc<Mutex<BTreeMap<Option<i64>, Vec<usize>>>>,
     started: Arc<Mutex<usize>>,
 }

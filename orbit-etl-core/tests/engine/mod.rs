@@ -1,5 +1,7 @@
 //! The engine over model sources and sinks of every kind.
 
+mod again;
+mod between_runs;
 mod dealing;
 mod delivery;
 mod failure;

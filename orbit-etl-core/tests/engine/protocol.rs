@@ -10,7 +10,6 @@ use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;
 use async_trait::async_trait;
 use futures::future::BoxFuture;
-use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
@@ -19,13 +18,12 @@ use orbit_etl_core::checkpoint::Log;
 use orbit_etl_core::memory::{MemorySink, MemorySource, MemoryTable};
 use orbit_etl_core::{
     CheckpointRecord, CommitMode, Committable, Committed, Connector, ConnectorInfo, Context, Discard, Epoch,
-    Error, ErrorKind, Health, LaneId, Lineage, OnError, Pipeline, PipelineBuilder, Position, Prepared,
-    Publication, Reject, Replay, Restart, Result, Running, ScanRequest, Sink, SinkSession, SinkWriter,
-    Source, SourceEvent, Split, SplitChange, StreamId, StreamInfo,
+    Error, ErrorKind, Health, LaneId, Lineage, OnError, Pipeline, PipelineBuilder, Prepared, Publication,
+    Reject, Restart, Result, Running, Sink, SinkSession, SinkWriter, Source, Split, StreamId, StreamInfo,
 };
 use serde_json::json;
 
-use super::support::{all_ids, numbers, rows, schema, soon};
+use super::support::{all_ids, ends, numbers, rows, schema, soon};
 use crate::log::faults::{Fault, Faults, On};
 
 type Hook = Box<dyn FnOnce() -> BoxFuture<'static, Result<()>> + Send>;
@@ -157,50 +155,6 @@ impl SinkWriter for ScriptedWriter {
     }
 }
 
-/// A fed source that says of its stream that it ends.
-#[derive(Debug)]
-struct Ends(MemorySource);
-
-#[async_trait]
-impl Connector for Ends {
-    fn info(&self) -> ConnectorInfo {
-        self.0.info()
-    }
-
-    async fn health(&self, cx: &Context) -> Result<Health> {
-        self.0.health(cx).await
-    }
-}
-
-#[async_trait]
-impl Source for Ends {
-    async fn streams(&self, cx: &Context) -> Result<Vec<StreamInfo>> {
-        Ok(self.0.streams(cx).await?.into_iter().map(|s| s.with_bounded(true)).collect())
-    }
-
-    fn replay(&self) -> Replay {
-        self.0.replay()
-    }
-
-    async fn splits(
-        &self,
-        cx: &Context,
-        after: Option<&Position>,
-    ) -> Result<BoxStream<'static, Result<SplitChange>>> {
-        self.0.splits(cx, after).await
-    }
-
-    async fn open(
-        &self,
-        cx: &Context,
-        split: &Split,
-        after: Option<&Position>,
-        scan: &[ScanRequest],
-    ) -> Result<BoxStream<'static, Result<SourceEvent>>> {
-        self.0.open(cx, split, after, scan).await
-    }
-}
-
 const NEVER: Duration = Duration::from_secs(3_600);
 
 fn log_at() -> Path {
@@ -287,7 +241,7 @@ async fn an_overwrite_of_several_epochs_and_runs_is_published_whole() {
     feed.add(Split::new("s", json!({"split": "s"})));
     let table = MemoryTable::new();
     let pipeline = Pipeline::builder("p")
-        .source("in", Ends(source))
+        .source("in", ends(source))
         .sink("out", MemorySink::new(&table).with_publication(Publication::AtEnd))
         .epoch_every(Duration::from_millis(2))
         .checkpoint_in_memory()

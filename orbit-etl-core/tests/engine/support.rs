@@ -5,7 +5,13 @@ use std::time::Duration;
 
 use arrow::array::{AsArray, Int64Array, RecordBatch};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
+use async_trait::async_trait;
+use futures::stream::BoxStream;
 use orbit_etl_core::memory::{MemorySource, MemoryTable};
+use orbit_etl_core::{
+    Connector, ConnectorInfo, Context, Health, Position, Replay, Result, ScanRequest, Source, SourceEvent,
+    Split, SplitChange, StreamInfo,
+};
 
 /// No test waits longer for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -50,4 +56,52 @@ pub(crate) fn all_ids(table: &MemoryTable) -> Vec<i64> {
 
 pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, what).await.expect("in bounded time")
+}
+
+/// A fed source that says of its streams that they end.
+pub(crate) fn ends(source: MemorySource) -> impl Source {
+    Ends(source)
+}
+
+#[derive(Debug)]
+struct Ends(MemorySource);
+
+#[async_trait]
+impl Connector for Ends {
+    fn info(&self) -> ConnectorInfo {
+        self.0.info()
+    }
+
+    async fn health(&self, cx: &Context) -> Result<Health> {
+        self.0.health(cx).await
+    }
+}
+
+#[async_trait]
+impl Source for Ends {
+    async fn streams(&self, cx: &Context) -> Result<Vec<StreamInfo>> {
+        Ok(self.0.streams(cx).await?.into_iter().map(|s| s.with_bounded(true)).collect())
+    }
+
+    fn replay(&self) -> Replay {
+        self.0.replay()
+    }
+
+    async fn splits(
+        &self,
+        cx: &Context,
+        after: Option<&Position>,
+    ) -> Result<BoxStream<'static, Result<SplitChange>>> {
+        self.0.splits(cx, after).await
+    }
+
+    async fn open(
+        &self,
+        cx: &Context,
+        split: &Split,
+        after: Option<&Position>,
+        scan: &[ScanRequest],
+    ) -> Result<BoxStream<'static, Result<SourceEvent>>> {
+        self.0.open(cx, split, after, scan).await
+    }
 }

@@ -49,6 +49,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use datafusion::logical_expr::{AggregateUDF, ScalarUDF, WindowUDF};
 use orbit_etl_core::{ConnectorInfo, Context, Error, Result, ScanRequest, Started, StreamInfo, Transform};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::blocking::Whole;
@@ -67,10 +68,12 @@ const SHOWN: usize = 120;
 /// let cheap = Sql::new("SELECT id, price * 1.19 AS gross FROM input WHERE price < 100");
 /// # let _ = cheap;
 /// ```
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Sql {
+    /// The query. A single input is the table `input`; several go by their nodes' names.
     query: String,
+    /// How tables are joined.
     #[serde(default, skip_serializing_if = "Joins::is_hash")]
     joins: Joins,
     #[serde(skip)]
@@ -80,7 +83,7 @@ pub struct Sql {
 }
 
 /// How tables are joined.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Joins {

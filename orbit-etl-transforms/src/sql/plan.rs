@@ -14,10 +14,10 @@ use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
 use datafusion::execution::{FunctionRegistry, TaskContext};
 use datafusion::logical_expr::{Expr, LogicalPlan, TableScan, Volatility};
-use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
+use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SessionConfig;
 use datafusion::sql::parser::Statement;
-use datafusion::sql::sqlparser::ast::Statement as SqlStatement;
+use datafusion::sql::sqlparser::ast::{Query, SetExpr, Statement as SqlStatement};
 use orbit_etl_core::{Context, Error, Result, StreamInfo};
 
 use super::input::{Feeds, InputTable};
@@ -30,6 +30,10 @@ const SORT_RESERVATION: usize = 10 << 20;
 /// All sorts of one join together set aside an eighth of the memory.
 const SORT_SHARE: usize = 16;
 
+/// What a part of a join by sorting needs for its two sorts: each merges what it has spilled from some
+/// files at once, with a batch or two of each.
+const PART_MEMORY: usize = 5 << 20;
+
 /// A planned query: what it gives, and how. Nothing in it belongs to a run.
 pub(super) struct Planned {
     /// As it was written.
@@ -38,8 +42,8 @@ pub(super) struct Planned {
     pub(super) optimized: LogicalPlan,
     /// What comes out.
     pub(super) schema: SchemaRef,
-    /// Whether the query asks for an order and the result has one. An order that only comes of how the
-    /// plan works is not what was asked for.
+    /// Whether the query asks for an order of its result. One that only comes of how the plan works is
+    /// not what was asked for.
     pub(super) ordered: bool,
     program: Option<Arc<Program>>,
 }
@@ -68,12 +72,15 @@ impl Planned {
         let fail = |e: DataFusionError| error::planning(&e, inputs);
         let dialect = state.config().options().sql_parser.dialect;
         let mut statement = state.sql_to_statement(&sql.query, &dialect).map_err(fail)?;
-        match &mut statement {
-            Statement::Statement(inner) if matches!(**inner, SqlStatement::Query(_)) => {
+        let ordered = match &mut statement {
+            Statement::Statement(inner) => {
+                let SqlStatement::Query(query) = inner.as_ref() else { return Err(not_a_query()) };
+                let ordered = asks_order(query);
                 names::settle(inner, inputs, &named);
+                ordered
             }
             _ => return Err(not_a_query()),
-        }
+        };
         for reference in state.resolve_table_references(&statement).map_err(fail)? {
             known_table(&state, &reference, &named, &statement)?;
         }
@@ -87,8 +94,6 @@ impl Planned {
         unique(&schema)?;
         // What can't be run is told now.
         let physical = physical(&state, &optimized).await.map_err(fail)?;
-        let asked = written.exists(|plan| Ok(matches!(plan, LogicalPlan::Sort(_)))).map_err(fail)?;
-        let ordered = asked && physical.output_ordering().is_some();
         let program = match row_wise(&written).map_err(fail)? {
             true => Program::compile(&physical, &schema, &state.task_ctx(), sql.functions.scalar_names())?,
             false => None,
@@ -173,12 +178,24 @@ impl Planned {
     }
 }
 
+/// Whether a query, not one of its parts, has an ORDER BY. The plan doesn't tell: a last projection may
+/// have dropped the columns that it sorted by.
+fn asks_order(query: &Query) -> bool {
+    query.order_by.is_some() || matches!(query.body.as_ref(), SetExpr::Query(inner) if asks_order(inner))
+}
+
 /// How many parts of the data are worked on at once.
 fn partitions(sql: &Sql, cx: &Context) -> usize {
     match sql.joins {
         Joins::Hash => cx.parallelism(),
-        // DataFusion doesn't think of sorting where there is one part only.
-        Joins::SortMerge => cx.parallelism().max(2),
+        Joins::SortMerge => {
+            let room = match cx.memory().memory_limit() {
+                MemoryLimit::Finite(limit) => limit / PART_MEMORY,
+                _ => usize::MAX,
+            };
+            // DataFusion doesn't think of sorting where there is one part only.
+            cx.parallelism().min(room).max(2)
+        }
     }
 }
 

@@ -107,15 +107,19 @@ impl RowWise {
         let mut rejects = Vec::new();
         while let Some((start, rows)) = open.pop() {
             let part = batch.slice(start, rows);
-            let before = good.len();
+            let (before, held) = (good.len(), self.held.size());
             match self.program.run(&part, &self.positions, &mut good, &self.held) {
                 Ok(()) => passed += rows,
-                Err(failure) if !self.program.blames_a_row(&failure) => {
+                Err(failure)
+                    if !(self.program.blames_a_row(&failure)
+                        || rows > 1 && self.program.lacks_memory(&failure)) =>
+                {
                     return Err(self.program.error(&failure));
                 }
                 Err(failure) => {
                     // What a failing part has made before it failed is made again by its halves.
                     good.truncate(before);
+                    self.held.shrink(self.held.size() - held);
                     if rows == 1 {
                         rejects.push(self.reject(self.program.complaint(&failure), part)?);
                     } else {

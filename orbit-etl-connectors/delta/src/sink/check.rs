@@ -19,6 +19,8 @@ pub(crate) struct Checks {
     /// Positions in the stream's rows, and names.
     not_null: Vec<(usize, String)>,
     constraints: Vec<(String, Arc<dyn PhysicalExpr>)>,
+    /// What rows must satisfy that take the place of others.
+    replaced: Option<Arc<dyn PhysicalExpr>>,
 }
 
 impl Checks {
@@ -27,7 +29,12 @@ impl Checks {
     /// # Errors
     /// `Schema` if a column that is never NULL is missing, `Unsupported` for a constraint that can't be
     /// evaluated here.
-    pub(crate) fn new(rows: &SchemaRef, table: &SchemaRef, constraints: &[(String, String)]) -> Result<Self> {
+    pub(crate) fn new(
+        rows: &SchemaRef,
+        table: &SchemaRef,
+        constraints: &[(String, String)],
+        replaced: Option<&str>,
+    ) -> Result<Self> {
         let mut not_null = Vec::new();
         for field in table.fields().iter().filter(|field| !field.is_nullable()) {
             let at = rows.index_of(field.name()).map_err(|_| {
@@ -37,8 +44,8 @@ impl Checks {
             })?;
             not_null.push((at, field.name().clone()));
         }
-        if constraints.is_empty() {
-            return Ok(Self { columns: None, not_null, constraints: Vec::new() });
+        if constraints.is_empty() && replaced.is_none() {
+            return Ok(Self { not_null, ..Self::default() });
         }
         let session = DeltaSessionContext::new().into_inner();
         let compile = |sql: &str| {
@@ -57,7 +64,15 @@ impl Checks {
                 Ok((name.clone(), compiled))
             })
             .collect::<Result<_>>()?;
-        Ok(Self { columns: Some(Arc::clone(table)), not_null, constraints })
+        let replaced = replaced.map(|sql| {
+            compile(sql).map_err(|e| {
+                Error::config("`replace_where` can't be evaluated over the table's columns")
+                    .with("replace_where", sql)
+                    .remedy("write an SQL condition over the table's columns")
+                    .caused_by(e)
+            })
+        });
+        Ok(Self { columns: Some(Arc::clone(table)), not_null, constraints, replaced: replaced.transpose()? })
     }
 
     /// For each demand that some rows fail: why, and which rows.
@@ -81,17 +96,29 @@ impl Checks {
             columns.fields().iter().map(|f| f.as_ref().clone().with_nullable(true)).collect();
         let columns = Arc::new(arrow::datatypes::Schema::new(fields));
         let all = RecordBatch::try_new(columns, all).map_err(internal)?;
-        for (name, expr) in &self.constraints {
-            let why = || Error::data("the row breaks a constraint of the table").with("constraint", name);
+        let demands = self.constraints.iter().map(|(name, expr)| (Some(name), expr));
+        for (name, expr) in demands.chain(self.replaced.iter().map(|expr| (None, expr))) {
+            let why = || match name {
+                Some(name) => {
+                    Error::data("the row breaks a constraint of the table").with("constraint", name)
+                }
+                None => Error::data("the row isn't one of those that `replace_where` replaces"),
+            };
             let value = expr.evaluate(&all).and_then(|value| value.into_array(rows.num_rows()));
             // Not the cause: it may quote a value.
             let value = value.map_err(|_| why())?;
             let Some(value) = value.as_boolean_opt() else {
-                return Err(Error::unsupported("a constraint of the table is not a condition")
-                    .with("constraint", name));
+                return Err(match name {
+                    Some(name) => Error::unsupported("a constraint of the table is not a condition")
+                        .with("constraint", name),
+                    None => Error::config("`replace_where` is not a condition"),
+                });
             };
             // What isn't true fails, NULL too.
-            let holds = prep_null_mask_filter(value);
+            let holds = match value.null_count() {
+                0 => value.clone(),
+                _ => prep_null_mask_filter(value),
+            };
             if holds.true_count() < rows.num_rows() {
                 failing.push((why(), not(&holds).map_err(internal)?));
             }

@@ -15,22 +15,8 @@ use super::{Mode, SchemaMode};
 use crate::error::from_delta;
 use crate::table::{At, Place};
 
-/// The actions of one epoch on one table, as it stands at its head.
-pub(crate) async fn actions(
-    head: &Head,
-    place: &Place,
-    files: &[Staged],
-    mode: Mode,
-    schema_mode: SchemaMode,
-) -> Result<Vec<Action>> {
-    let shape = &head.shape;
-    let mut actions = Vec::with_capacity(files.len() + 1);
-    if let Some(columns) = wider(shape, files, schema_mode)? {
-        let metadata = shape.metadata.clone().with_schema(&columns).map_err(|e| {
-            Error::schema("columns can't be added to the table").with("table", place).caused_by(e.to_string())
-        })?;
-        actions.push(Action::Metadata(metadata));
-    }
+/// Whether files that were staged for a table still fit it as it stands at its head.
+pub(crate) fn check(shape: &Shape, place: &Place, files: &[Staged]) -> Result<()> {
     let checks = shape.checks();
     let mut partitions = shape.partition_columns().to_vec();
     partitions.sort();
@@ -43,11 +29,49 @@ pub(crate) async fn actions(
             return Err(changed("the table's constraints were changed after rows were staged", place)
                 .remedy("undo the change, let the pipeline commit, and make it again while the pipeline is stopped"));
         }
-        if !file.partition.keys().eq(&partitions) {
+        if file.how.is_add() && !file.partition.keys().eq(&partitions) {
             return Err(changed("the table was partitioned anew after rows were staged", place)
                 .remedy("load again into a new table with a new state directory"));
         }
     }
+    Ok(())
+}
+
+/// The table with the columns that the files bring along; `None` if it has them all.
+pub(crate) fn wider(
+    shape: &Shape,
+    place: &Place,
+    files: &[Staged],
+    mode: SchemaMode,
+) -> Result<Option<Action>> {
+    let mut columns = shape.columns.clone();
+    let mut any = false;
+    for brought in files.iter().filter_map(|file| file.columns.as_deref()) {
+        let brought: StructType = serde_json::from_str(brought)
+            .map_err(|e| Error::internal("a committable's columns can't be read").caused_by(e))?;
+        let (wide, added) = widen(&columns, &brought, mode)?;
+        any |= added;
+        columns = wide;
+    }
+    if !any {
+        return Ok(None);
+    }
+    let metadata = shape.metadata.clone().with_schema(&columns).map_err(|e| {
+        Error::schema("columns can't be added to the table").with("table", place).caused_by(e.to_string())
+    })?;
+    Ok(Some(Action::Metadata(metadata)))
+}
+
+/// The actions that add one epoch's files to one table, as it stands at its head.
+pub(crate) async fn actions(
+    head: &Head,
+    place: &Place,
+    files: &[Staged],
+    mode: Mode,
+    schema_mode: SchemaMode,
+) -> Result<Vec<Action>> {
+    let mut actions = Vec::with_capacity(files.len() + 1);
+    actions.extend(wider(&head.shape, place, files, schema_mode)?);
     if mode == Mode::Overwrite {
         let table = place.load(At::Version(head.version)).await?;
         let state = table.snapshot().map_err(|e| from_delta(&e, "list the table's files", place))?;
@@ -62,7 +86,7 @@ pub(crate) fn operation(mode: Mode, shape: &Shape) -> DeltaOperation {
     let partitions = shape.partition_columns();
     DeltaOperation::Write {
         mode: match mode {
-            Mode::Append => SaveMode::Append,
+            Mode::Append | Mode::Merge => SaveMode::Append,
             Mode::Overwrite => SaveMode::Overwrite,
         },
         partition_by: (!partitions.is_empty()).then(|| partitions.to_vec()),
@@ -98,20 +122,6 @@ pub(crate) fn info(
         info.insert("operationMetrics".to_owned(), metrics);
     }
     info
-}
-
-/// The table's columns with those that the files bring along; `None` if it has them all.
-fn wider(shape: &Shape, files: &[Staged], mode: SchemaMode) -> Result<Option<StructType>> {
-    let mut columns = shape.columns.clone();
-    let mut any = false;
-    for brought in files.iter().filter_map(|file| file.columns.as_deref()) {
-        let brought: StructType = serde_json::from_str(brought)
-            .map_err(|e| Error::internal("a committable's columns can't be read").caused_by(e))?;
-        let (wide, added) = widen(&columns, &brought, mode)?;
-        any |= added;
-        columns = wide;
-    }
-    Ok(any.then_some(columns))
 }
 
 fn changed(message: &str, place: &Place) -> Error {

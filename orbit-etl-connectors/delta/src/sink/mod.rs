@@ -1,12 +1,15 @@
 //! Delta tables as a sink.
 
+mod change;
 mod check;
 mod commit;
 mod create;
 mod head;
+mod operate;
 mod out;
 mod partition;
 mod plan;
+mod reading;
 mod session;
 mod shape;
 mod staged;
@@ -17,19 +20,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use async_trait::async_trait;
+use orbit_etl_core::model::Role;
+use orbit_etl_core::spec::{ByteSize, PathText, Secret, bytes};
 use orbit_etl_core::{
     CommitMode, Connector, ConnectorInfo, Context, Error, Health, Publication, Result, Sink, SinkSession,
     StreamInfo,
 };
 use parquet::basic::{Compression as ParquetCompression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
+use schemars::JsonSchema;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
 use self::create::NewTable;
-use self::plan::StreamPlan;
+use self::plan::{StreamPlan, changed_columns};
 use self::session::DeltaSession;
 use self::shape::Shape;
+use self::staged::{FOLDER, How, WAITING};
 use crate::table::{Place, Storage, redact};
 
 /// The level of Zstandard.
@@ -38,19 +45,23 @@ const ZSTD_LEVEL: i32 = 3;
 const STREAM: &str = "{stream}";
 
 /// What a pipeline's rows do to those that a table has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// Each epoch adds its rows.
     #[default]
     Append,
     /// The rows of one whole reading of the sources replace all that the table has, in one version,
-    /// when the reading is complete. Needs inputs that end.
+    /// when the reading is complete. Needs inputs that end. With `replace_where`, only those that
+    /// satisfy it.
     Overwrite,
+    /// Each row takes the place of the one with the same keys, or is a new one. Change rows that say so
+    /// remove it.
+    Merge,
 }
 
 /// What happens when the rows have columns that the table lacks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SchemaMode {
     /// An error.
@@ -61,7 +72,7 @@ pub enum SchemaMode {
 }
 
 /// How data files are compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Compression {
     /// Zstandard, level 3.
@@ -94,6 +105,21 @@ pub enum Compression {
 /// table that isn't there is made then, empty. An epoch without rows makes a version
 /// too, which records it.
 ///
+/// # Merging
+///
+/// With [`Mode::Merge`], the rows of an epoch wait in files under `_orbit/` that the table doesn't name,
+/// and the commit is one MERGE by the [`keys`](Self::keys). Of several rows with the same keys the last one
+/// counts: that of the highest order where the stream has a column with the role `order`, otherwise the
+/// one that came last. Rows that come through different lanes at the same time have no order among them
+/// unless the stream gives one. Where the stream has a column with the role `op`, a row whose `op` is
+/// `delete` removes the table's row; `insert`, `update` and `snapshot` all write it. Columns with the
+/// roles `op`, `order` and `before` don't become the table's.
+///
+/// A row with NULL as a key is rejected. If other writers commit while a MERGE runs, it runs again on
+/// top of theirs. Columns that the table lacks come, if they may, with a version of their own before.
+/// The MERGE uses the pipeline's memory, sorts and spills if that is short, and prunes files by the
+/// bounds of the keys.
+///
 /// # Several pipelines
 ///
 /// Pipelines can append to one table if their sinks have different names. A sink of the same name in
@@ -104,27 +130,46 @@ pub enum Compression {
 /// The types are in the crate's documentation. Rows with a value that the table's type can't hold
 /// exactly, with NULL where the table has none, or that break one of its constraints are rejected, and
 /// so are those whose partition column holds an empty text, which Delta would take for NULL.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DeltaSink {
+    /// The table's folder: a path or a URL. `{stream}` stands for the name of the input stream.
+    #[schemars(with = "PathText")]
     path: String,
+    /// What the rows do to those that the table has.
     #[serde(default)]
     mode: Mode,
+    /// The columns that tell rows apart, where the mode is `merge`.
+    #[serde(default)]
+    keys: Vec<String>,
+    /// The rows that each run replaces, as a condition in SQL; for the mode `overwrite`.
+    #[serde(default)]
+    replace_where: Option<String>,
+    /// What happens when the rows have columns that the table lacks.
     #[serde(default)]
     schema_mode: SchemaMode,
+    /// The columns by which a new table is partitioned.
     #[serde(default)]
     partition_by: Vec<String>,
+    /// Properties of a new table, such as `delta.appendOnly`.
     #[serde(default)]
     properties: BTreeMap<String, String>,
+    /// How data files are compressed; Zstandard unless given.
     #[serde(default)]
     compression: Compression,
-    #[serde(default = "default_file_size")]
+    /// A new file begins at about this size; 512 MiB unless given.
+    #[serde(default = "default_file_size", with = "bytes")]
+    #[schemars(with = "ByteSize")]
     target_file_size: u64,
+    /// How many rows a Parquet row group has at most; 1,048,576 unless given.
     #[serde(default = "default_row_group_rows")]
     row_group_rows: usize,
+    /// How many files the sink keeps open when there are many partitions; 256 unless given.
     #[serde(default = "default_open_files")]
     max_open_files: usize,
+    /// Options of the object store: `region`, `endpoint`, `access_key_id` …
     #[serde(default)]
+    #[schemars(with = "BTreeMap<String, Secret>")]
     storage: Storage,
 }
 
@@ -147,6 +192,8 @@ impl DeltaSink {
         Self {
             path: path.into(),
             mode,
+            keys: Vec::new(),
+            replace_where: None,
             schema_mode: SchemaMode::default(),
             partition_by: Vec::new(),
             properties: BTreeMap::new(),
@@ -166,6 +213,24 @@ impl DeltaSink {
     /// Replaces a table's rows.
     pub fn overwrite(path: impl Into<String>) -> Self {
         Self::new(path, Mode::Overwrite)
+    }
+
+    /// Replaces those of a table's rows that satisfy an SQL condition over its columns. Rows that don't
+    /// satisfy it are rejected.
+    pub fn replace_where(path: impl Into<String>, predicate: impl Into<String>) -> Self {
+        Self { replace_where: Some(predicate.into()), ..Self::new(path, Mode::Overwrite) }
+    }
+
+    /// Merges rows into a table's by these columns.
+    pub fn merge(path: impl Into<String>, keys: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self::new(path, Mode::Merge).keys(keys)
+    }
+
+    /// The columns that tell rows apart, for [`Mode::Merge`]; the stream's own keys if there are none.
+    #[must_use]
+    pub fn keys(mut self, columns: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.keys = columns.into_iter().map(Into::into).collect();
+        self
     }
 
     /// What happens with columns that the table lacks.
@@ -247,6 +312,31 @@ impl DeltaSink {
             .build())
     }
 
+    /// What commits do with a stream's files.
+    fn how(&self, input: &StreamInfo) -> How {
+        match (self.mode, &self.replace_where) {
+            (Mode::Merge, _) => How::Merge {
+                keys: if self.keys.is_empty() { input.keys.clone() } else { self.keys.clone() },
+                ordered: Role::Order.find(&input.schema).is_some(),
+            },
+            (Mode::Overwrite, Some(predicate)) => How::Replace { predicate: predicate.clone() },
+            (Mode::Append | Mode::Overwrite, _) => How::Add,
+        }
+    }
+
+    /// The folder, in a table's own, where rows are staged.
+    fn root(&self) -> &'static str {
+        match (self.mode, &self.replace_where) {
+            (Mode::Append, _) | (Mode::Overwrite, None) => FOLDER,
+            (Mode::Overwrite, Some(_)) | (Mode::Merge, _) => WAITING,
+        }
+    }
+
+    /// The table that is made if there is none.
+    fn new_table(&self, input: &StreamInfo) -> Result<NewTable> {
+        NewTable::new(&changed_columns(&input.schema, &self.how(input)), &self.partition_by, &self.properties)
+    }
+
     /// Whether a stream's rows can go into its table, as it is or as it would be made.
     async fn check(&self, input: &StreamInfo) -> Result<()> {
         let place = self.place(&input.name)?;
@@ -261,9 +351,9 @@ impl DeltaSink {
                 }
                 shape
             }
-            None => NewTable::new(&input.schema, &self.partition_by, &self.properties)?.shape()?,
+            None => self.new_table(input)?.shape()?,
         };
-        StreamPlan::new(&input.name, &input.schema, &shape, self.schema_mode)
+        StreamPlan::new(&input.name, &input.schema, &shape, self.schema_mode, self.how(input))
             .map(drop)
             .map_err(|e| e.with("table", &place))
     }
@@ -272,7 +362,7 @@ impl DeltaSink {
 #[async_trait]
 impl Connector for DeltaSink {
     fn info(&self) -> ConnectorInfo {
-        ConnectorInfo::new("delta", format!("delta {}", redact(&self.path)))
+        ConnectorInfo::new("delta", format!("delta {}", redact(&self.path))).with_path(&self.path)
     }
 
     fn validate(&self) -> Result<()> {
@@ -284,6 +374,16 @@ impl Connector for DeltaSink {
             if is_zero {
                 return Err(Error::config("must be at least 1").with("option", option));
             }
+        }
+        if !self.keys.is_empty() && self.mode != Mode::Merge {
+            return Err(Error::config("only a merge has keys")
+                .with("option", "keys")
+                .remedy("write `mode: merge`, or leave `keys` out"));
+        }
+        if self.replace_where.is_some() && self.mode != Mode::Overwrite {
+            return Err(Error::config("only an overwrite replaces a part of the table")
+                .with("option", "replace_where")
+                .remedy("write `mode: overwrite`, or leave `replace_where` out"));
         }
         self.place("stream").map(drop)
     }
@@ -309,9 +409,13 @@ impl Sink for DeltaSink {
 
     fn publication(&self) -> Publication {
         match self.mode {
-            Mode::Append => Publication::EachEpoch,
+            Mode::Append | Mode::Merge => Publication::EachEpoch,
             Mode::Overwrite => Publication::AtEnd,
         }
+    }
+
+    fn needs_order(&self, _input: &StreamInfo) -> bool {
+        self.mode == Mode::Merge
     }
 
     async fn open(&self, cx: &Context, inputs: &[StreamInfo]) -> Result<Box<dyn SinkSession>> {

@@ -3,15 +3,17 @@
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, BooleanArray, RecordBatch};
-use arrow::compute::{filter_record_batch, not};
+use arrow::compute::{filter, filter_record_batch, not};
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use deltalake::kernel::StructType;
 use orbit_etl_core::{Error, ErrorKind, Result};
 
 use super::SchemaMode;
+use super::change::{Changes, Taken, table_columns, unless};
 use super::check::Checks;
 use super::partition::{Partitioner, Values, pick};
 use super::shape::Shape;
+use super::staged::How;
 use crate::types::{arrow_schema, batch, fit, holds, table_schema};
 
 /// One stream on its way into one table.
@@ -29,6 +31,9 @@ pub(crate) struct StreamPlan {
     /// The stream's columns as Delta has them, if the table lacks some.
     wider: Option<String>,
     bounded_columns: usize,
+    how: How,
+    changes: Option<Changes>,
+    stream_columns: usize,
 }
 
 /// The rows of a batch, sorted out.
@@ -46,7 +51,19 @@ impl StreamPlan {
     ///
     /// # Errors
     /// `Schema` naming the column that doesn't fit.
-    pub(crate) fn new(name: &str, stream: &Schema, table: &Shape, mode: SchemaMode) -> Result<Self> {
+    pub(crate) fn new(
+        name: &str,
+        stream: &Schema,
+        table: &Shape,
+        mode: SchemaMode,
+        how: How,
+    ) -> Result<Self> {
+        let stream_columns = stream.fields().len();
+        let changes = match &how {
+            How::Merge { keys, .. } => Some(Changes::new(stream, keys)?),
+            How::Add | How::Replace { .. } => None,
+        };
+        let stream = &changed_columns(stream, &how);
         let wanted = table_schema(stream)?;
         let (wide, added) = widen(&table.columns, &wanted, mode)?;
         let wide = arrow_schema(&wide)?;
@@ -57,7 +74,8 @@ impl StreamPlan {
                 .ok_or_else(|| Error::internal("a column got lost").with("column", field.name()))?;
             fields.push(found.clone());
         }
-        let partitions = table.partition_columns();
+        // An operation sorts the rows into partitions by itself.
+        let partitions = if how.is_add() { table.partition_columns() } else { &[] };
         let as_written = |(f, from): (&Field, &Arc<Field>)| {
             let apart = partitions.contains(f.name());
             let kept = !apart && is_written_alike(from.data_type(), f.data_type());
@@ -66,14 +84,20 @@ impl StreamPlan {
         };
         let rows: Fields = fields.iter().zip(stream.fields()).map(as_written).collect();
         let rows = Arc::new(Schema::new(rows));
-        let partition = Partitioner::new(&rows, table.partition_columns())?;
-        let apart = |f: &Field| table.partition_columns().contains(f.name());
+        let partition = Partitioner::new(&rows, partitions)?;
+        let apart = |f: &Field| partitions.contains(f.name());
         let in_file: Vec<usize> = (0..rows.fields().len()).filter(|&i| !apart(rows.field(i))).collect();
-        let file: Fields = in_file.iter().map(|&i| Arc::clone(&rows.fields()[i])).collect();
+        let beside = changes.as_ref().map(Changes::beside).unwrap_or_default();
+        let file = in_file.iter().map(|&i| Arc::clone(&rows.fields()[i])).chain(beside);
+        let file: Fields = file.collect();
+        let replaced = match &how {
+            How::Replace { predicate } => Some(predicate.as_str()),
+            How::Add | How::Merge { .. } => None,
+        };
         let wider = added.then(|| serde_json::to_string(&wanted)).transpose();
         Ok(Self {
             name: name.to_owned(),
-            checks: Checks::new(&rows, &wide, &table.constraints)?,
+            checks: Checks::new(&rows, &wide, &table.constraints, replaced)?,
             file: Arc::new(Schema::new(file)),
             rows,
             in_file,
@@ -81,11 +105,19 @@ impl StreamPlan {
             mark: table.checks(),
             wider: wider.map_err(|e| Error::internal("a schema can't be described").caused_by(e))?,
             bounded_columns: table.bounded_columns(),
+            how,
+            changes,
+            stream_columns,
         })
     }
 
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What the commit does with the files.
+    pub(crate) fn how(&self) -> &How {
+        &self.how
     }
 
     /// The columns of the files.
@@ -105,29 +137,30 @@ impl StreamPlan {
         self.bounded_columns
     }
 
-    /// Sorts the rows of a batch out.
-    pub(crate) fn split(&self, rows: &RecordBatch) -> Result<Parts> {
-        if rows.num_columns() != self.rows.fields().len() {
+    /// Sorts the rows of a batch out, the first of which came as number `sequence`.
+    pub(crate) fn split(&self, rows: &RecordBatch, sequence: i64) -> Result<Parts> {
+        if rows.num_columns() != self.stream_columns {
             return Err(Error::schema("rows don't have the columns that the stream announced")
                 .with("stream", &self.name));
         }
         let mut misfits = Misfits::default();
-        let mut columns: Vec<ArrayRef> = Vec::with_capacity(rows.num_columns());
-        for (column, field) in rows.columns().iter().zip(self.rows.fields()) {
-            let (stored, misfit) = fit(column, field)?;
-            if let Some(misfit) = misfit {
-                let why = Error::data("a value can't be stored as the table's type")
-                    .with("column", field.name())
-                    .with("type", column.data_type())
-                    .with("type in the table", field.data_type());
-                misfits.add(why, &misfit);
+        let mut taken = match &self.changes {
+            Some(changes) => Some(changes.take(rows, sequence)?),
+            None => None,
+        };
+        if let Some(taken) = &mut taken {
+            misfits.found.append(&mut taken.misfits);
+        }
+        let stored =
+            self.stored(taken.as_ref().map_or(rows, |taken| &taken.rows), taken.as_ref(), &mut misfits)?;
+        for (why, mut failing) in self.checks.failing(&stored)? {
+            if let Some(taken) = &taken {
+                failing = unless(&failing, &taken.deletes)?;
             }
-            columns.push(stored);
+            misfits.add(why, failing);
         }
-        let mut stored = batch(&self.rows, columns, rows.num_rows())?;
-        for (why, failing) in self.checks.failing(&stored)? {
-            misfits.add(why, &failing);
-        }
+        let mut beside = taken.map(|taken| taken.beside).unwrap_or_default();
+        let mut stored = stored;
         let mut parts = Parts::default();
         let mut kept = rows.clone();
         if let Some(mask) = misfits.mask(rows.num_rows()) {
@@ -136,13 +169,17 @@ impl StreamPlan {
             parts.misfit = misfits.split(rows)?;
             kept = filter_record_batch(rows, &keep).map_err(internal)?;
             stored = filter_record_batch(&stored, &keep).map_err(internal)?;
+            for column in &mut beside {
+                *column = filter(column, &keep).map_err(internal)?;
+            }
         }
         if stored.num_rows() == 0 {
             return Ok(parts);
         }
+        // Rows that are sorted into partitions have nothing beside them.
         let project = |rows: &RecordBatch| {
-            let columns = self.in_file.iter().map(|&i| Arc::clone(rows.column(i))).collect();
-            batch(&self.file, columns, rows.num_rows())
+            let columns = self.in_file.iter().map(|&i| Arc::clone(rows.column(i)));
+            batch(&self.file, columns.chain(beside.iter().cloned()).collect(), rows.num_rows())
         };
         let Some(partition) = &self.partition else {
             parts.fit.push((Values::new(), project(&stored)?));
@@ -158,6 +195,39 @@ impl StreamPlan {
             }
         }
         Ok(parts)
+    }
+
+    /// The rows in the table's types.
+    fn stored(
+        &self,
+        rows: &RecordBatch,
+        taken: Option<&Taken>,
+        misfits: &mut Misfits,
+    ) -> Result<RecordBatch> {
+        let mut columns: Vec<ArrayRef> = Vec::with_capacity(rows.num_columns());
+        for (column, field) in rows.columns().iter().zip(self.rows.fields()) {
+            let (stored, misfit) = fit(column, field)?;
+            if let Some(mut misfit) = misfit {
+                if let (Some(changes), Some(taken)) = (&self.changes, taken) {
+                    misfit = changes.counts(field.name(), misfit, &taken.deletes)?;
+                }
+                let why = Error::data("a value can't be stored as the table's type")
+                    .with("column", field.name())
+                    .with("type", column.data_type())
+                    .with("type in the table", field.data_type());
+                misfits.add(why, misfit);
+            }
+            columns.push(stored);
+        }
+        batch(&self.rows, columns, rows.num_rows())
+    }
+}
+
+/// The columns of the table that a stream's rows have.
+pub(crate) fn changed_columns(stream: &Schema, how: &How) -> SchemaRef {
+    match how {
+        How::Merge { .. } => table_columns(stream),
+        How::Add | How::Replace { .. } => Arc::new(stream.clone()),
     }
 }
 
@@ -224,8 +294,10 @@ struct Misfits {
 }
 
 impl Misfits {
-    fn add(&mut self, why: Error, rows: &BooleanArray) {
-        self.found.push((why, rows.clone()));
+    fn add(&mut self, why: Error, rows: BooleanArray) {
+        if rows.true_count() > 0 {
+            self.found.push((why, rows));
+        }
     }
 
     fn mask(&self, rows: usize) -> Option<BooleanArray> {

@@ -17,11 +17,11 @@ use orbit_etl_core::{
     Reject, Result, SinkSession, SinkWriter, StreamInfo,
 };
 
-use super::commit::{actions, info, operation};
-use super::create::NewTable;
+use super::commit::{actions, check, info, operation, wider};
 use super::head::{Head, Ids, Written, write_entry};
+use super::operate::{Operated, Operation};
 use super::plan::StreamPlan;
-use super::staged::{Registry, Staged, claim_of, folder, run_folder};
+use super::staged::{FOLDER, How, Registry, Staged, WAITING, claim_of, folder, run_folder};
 use super::writer::{DeltaWriter, Route, Shared};
 use super::{DeltaSink, Mode};
 use crate::error::{from_delta, from_io, from_store};
@@ -29,6 +29,8 @@ use crate::table::Place;
 
 /// How often a version may be lost to other writers before the commit gives up.
 const ATTEMPTS: usize = 100;
+/// The same for an operation, which reads the table each time.
+const OPERATIONS: usize = 20;
 /// How many tables are claimed at a time.
 const TABLES_AT_ONCE: usize = 8;
 
@@ -61,27 +63,53 @@ impl DeltaSession {
 
     /// Commits one epoch's files to one table.
     async fn commit_table(&mut self, stream: &str, epoch: Epoch, files: &[Staged]) -> Result<()> {
-        let (mode, schema_mode) = (self.sink.mode, self.sink.schema_mode);
         let place = self.sink.place(stream)?;
-        let Claimed { lineage, ids, heads, swept, .. } = self.claimed()?;
+        let how = match files.first() {
+            Some(file) => file.how.clone(),
+            None => self.how_by_config(stream),
+        };
+        self.find_head(stream, &place).await?;
+        if how.is_add() {
+            self.add(stream, &place, epoch, files).await
+        } else {
+            self.operate(stream, &place, epoch, &how, files).await?;
+            // Whoever finds them later removes them.
+            let paths: Vec<String> = files.iter().map(|file| file.path.clone()).collect();
+            if let Err(error) = delete(&place, paths).await {
+                tracing::warn!(error = %error.report(), "staged rows are left behind");
+            }
+            Ok(())
+        }
+    }
+
+    fn how_by_config(&self, stream: &str) -> How {
+        self.inputs.iter().find(|input| input.name == stream).map_or(How::Add, |input| self.sink.how(input))
+    }
+
+    async fn find_head(&mut self, stream: &str, place: &Place) -> Result<()> {
+        let Claimed { lineage, ids, heads, .. } = self.claimed()?;
         if !heads.contains_key(stream) {
             // A stream that this run doesn't have any more.
-            let (head, _) = take_over(&place, ids, lineage, None).await?;
+            let (head, _) = take_over(place, ids, lineage, None).await?;
             heads.insert(stream.to_owned(), head);
         }
-        let Some(head) = heads.get_mut(stream) else {
-            return Err(Error::internal("a table's head is missing"));
-        };
+        Ok(())
+    }
+
+    /// Names files in a table's log.
+    async fn add(&mut self, stream: &str, place: &Place, epoch: Epoch, files: &[Staged]) -> Result<()> {
+        let (mode, schema_mode) = (self.sink.mode, self.sink.schema_mode);
+        let Claimed { lineage, ids, heads, swept, .. } = self.claimed()?;
+        let Some(head) = heads.get_mut(stream) else { return Err(headless()) };
         for _ in 0..ATTEMPTS {
-            head.refresh().await?;
-            check_owner(head, lineage, &place)?;
-            if head.known.epoch.is_some_and(|known| known >= epoch) {
+            if !is_new(head, lineage, epoch, place).await? {
                 return Ok(());
             }
             if mode == Mode::Overwrite && head.shape.is_append_only() {
-                return Err(append_only(&place));
+                return Err(append_only(place));
             }
-            let actions = actions(head, &place, files, mode, schema_mode).await?;
+            check(&head.shape, place, files)?;
+            let actions = actions(head, place, files, mode, schema_mode).await?;
             let info = info(lineage, Some(epoch), &actions, files);
             let mut txns = vec![ids.epoch(epoch)];
             if swept.contains(stream) {
@@ -96,7 +124,69 @@ impl DeltaSession {
                 return Ok(());
             }
         }
-        Err(Error::new(ErrorKind::Conflict, "other writers were always quicker").with("table", place))
+        Err(too_slow(place))
+    }
+
+    /// Runs an operation over files.
+    async fn operate(
+        &mut self,
+        stream: &str,
+        place: &Place,
+        epoch: Epoch,
+        how: &How,
+        files: &[Staged],
+    ) -> Result<()> {
+        let (cx, schema_mode) = (self.cx.clone(), self.sink.schema_mode);
+        let Claimed { lineage, ids, heads, swept, shared, .. } = self.claimed()?;
+        let Some(head) = heads.get_mut(stream) else { return Err(headless()) };
+        for _ in 0..OPERATIONS {
+            if !is_new(head, lineage, epoch, place).await? {
+                return Ok(());
+            }
+            if head.shape.is_append_only() {
+                return Err(append_only(place));
+            }
+            check(&head.shape, place, files)?;
+            if let Some(columns) = wider(&head.shape, place, files, schema_mode)? {
+                // The operation knows the table's own columns only. Nobody has to find the epoch here:
+                // columns that are there already are not added again.
+                let txns = vec![ids.claim(lineage.claim)];
+                let info = info(lineage, None, &[], &[]);
+                head.write(vec![columns], operation(Mode::Append, &head.shape), info, txns).await?;
+                failpoint("delta_after_columns");
+                continue;
+            }
+            let mut txns = vec![ids.epoch(epoch)];
+            if swept.contains(stream) {
+                txns.push(ids.swept(lineage.claim));
+            }
+            let mut info = info(lineage, Some(epoch), &[], &[]);
+            info.insert("isBlindAppend".to_owned(), false.into());
+            failpoint("delta_before_commit");
+            let operation = Operation {
+                cx: &cx,
+                place,
+                writing: &shared.properties,
+                info: info.clone(),
+                txns: txns.clone(),
+            };
+            let done = match operation.run(head, how, files).await? {
+                Operated::Lost => false,
+                Operated::Done => true,
+                Operated::Nothing => {
+                    let operation = self::operation(Mode::Append, &head.shape);
+                    head.write(Vec::new(), operation, info, txns).await? == Written::Done
+                }
+            };
+            if done {
+                failpoint("delta_after_commit");
+                swept.remove(stream);
+                head.refresh().await?;
+                head.checkpoint().await;
+                return Ok(());
+            }
+        }
+        Err(too_slow(place))
     }
 
     /// Removes what older runs have left in one table's folder: files that neither the log nor `keep`
@@ -110,17 +200,21 @@ impl DeltaSession {
         }
         let store = place.store();
         let fail = |e: object_store::Error| from_store(&e, "list the table's folder", &place);
-        let offset = Path::from(run_folder(lineage, from));
-        let all = store.list_with_offset(Some(&Path::from(folder(lineage))), &offset);
-        let mut rest: HashSet<String> = all
-            .map_ok(|file| file.location.to_string())
-            .try_filter(|path| {
-                let older = claim_of(path).is_some_and(|claim| claim < than) && !keep.contains(path);
-                futures::future::ready(older)
-            })
-            .try_collect()
-            .await
-            .map_err(fail)?;
+        let mut rest = HashSet::new();
+        for root in [FOLDER, WAITING] {
+            let offset = Path::from(run_folder(root, lineage, from));
+            let all = store.list_with_offset(Some(&Path::from(folder(root, lineage))), &offset);
+            let older: Vec<String> = all
+                .map_ok(|file| file.location.to_string())
+                .try_filter(|path| {
+                    let older = claim_of(path).is_some_and(|claim| claim < than) && !keep.contains(path);
+                    futures::future::ready(older)
+                })
+                .try_collect()
+                .await
+                .map_err(fail)?;
+            rest.extend(older);
+        }
         if !rest.is_empty()
             && let Some(table) = place.try_load().await?
         {
@@ -153,15 +247,16 @@ impl SinkSession for DeltaSession {
             async move {
                 let place = sink.place(&input.name)?;
                 let (head, known) = take_over(&place, ids, lineage, Some((sink, &input))).await?;
-                if sink.mode == Mode::Overwrite && head.shape.is_append_only() {
+                let how = sink.how(&input);
+                if sink.mode != Mode::Append && head.shape.is_append_only() {
                     return Err(append_only(&place));
                 }
                 if let Some(root) = place.folder() {
-                    let folder = root.join(run_folder(lineage, lineage.claim));
+                    let folder = root.join(run_folder(how.root(), lineage, lineage.claim));
                     create_dir_durable(&folder).map_err(|e| from_io(e, "make a folder", folder.display()))?;
                 }
                 let shape = Arc::clone(&head.shape);
-                let plan = StreamPlan::new(&input.name, &input.schema, &shape, sink.schema_mode)
+                let plan = StreamPlan::new(&input.name, &input.schema, &shape, sink.schema_mode, how)
                     .map_err(|e| e.with("table", &place))?;
                 Ok((head, known, Route { place, shape, plan: Arc::new(plan) }))
             }
@@ -169,7 +264,8 @@ impl SinkSession for DeltaSession {
         let taken: Vec<_> = taken.buffered(TABLES_AT_ONCE).try_collect().await?;
         let shared = Shared {
             registry: Registry::default(),
-            run_folder: run_folder(lineage, lineage.claim),
+            // Each sink stages in one way.
+            run_folder: run_folder(self.sink.root(), lineage, lineage.claim),
             properties: self.sink.writer_properties()?,
             target_file_size: self.sink.target_file_size,
             // Each lane has a part of them.
@@ -270,8 +366,7 @@ async fn take_over(
     for _ in 0..ATTEMPTS {
         let Some(mut head) = Head::load(place, ids).await? else {
             let Some((sink, input)) = new else { return Err(crate::error::missing(place)) };
-            let table = NewTable::new(&input.schema, &sink.partition_by, &sink.properties)?;
-            let (actions, operation) = table.into_actions(place);
+            let (actions, operation) = sink.new_table(input)?.into_actions(place);
             let txns = [ids.owner(), ids.claim(lineage.claim)];
             write_entry(place, 0, actions, operation, info(lineage, None, &[], &[]), &txns).await?;
             failpoint("delta_after_create");
@@ -306,7 +401,15 @@ async fn take_over(
             return Ok((head, known));
         }
     }
-    Err(Error::new(ErrorKind::Conflict, "other writers were always quicker").with("table", place))
+    Err(too_slow(place))
+}
+
+/// Whether an epoch is yet to be committed, as of the table's newest version, and this run the one to do
+/// it.
+async fn is_new(head: &mut Head, lineage: &Lineage, epoch: Epoch, place: &Place) -> Result<bool> {
+    head.refresh().await?;
+    check_owner(head, lineage, place)?;
+    Ok(head.known.epoch.is_none_or(|known| known < epoch))
 }
 
 /// Whether this run may still commit.
@@ -325,6 +428,14 @@ fn check_owner(head: &Head, lineage: &Lineage, place: &Place) -> Result<()> {
 
 fn fenced(place: &Place, claim: u64) -> Error {
     Error::fenced("a newer run has taken the table over").with("table", place).with("claim", claim)
+}
+
+fn too_slow(place: &Place) -> Error {
+    Error::new(ErrorKind::Conflict, "other writers were always quicker").with("table", place)
+}
+
+fn headless() -> Error {
+    Error::internal("a table's head is missing")
 }
 
 fn append_only(place: &Place) -> Error {

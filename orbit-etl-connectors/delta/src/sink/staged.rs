@@ -3,12 +3,15 @@
 //!
 //! ```text
 //! <table>/part-orbit/<lineage and sink, hashed>/<claim>/[<column>=<value>/]<number>.parquet
+//! <table>/_orbit/<lineage and sink, hashed>/<claim>/<number>.parquet
 //! ```
+//!
+//! The first are named by the table as they are. The second are read by an operation that runs in the
+//! commit, and removed after it; readers and other tools pass over folders with such a name.
 //!
 //! The log alone says which partition a file is of; some readers look at the folders nevertheless.
 //!
-//! They stand at their final places from the start: no reader of the table sees a file before the log
-//! names it. The claim number in the path says which run wrote it.
+//! No reader of the table sees a file before the log names it. The claim number in the path says which run wrote it.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,11 +28,46 @@ use super::partition::Values;
 /// they are replaced.
 pub(crate) const FOLDER: &str = "part-orbit";
 
+/// The folder in the table's own that holds rows for an operation.
+pub(crate) const WAITING: &str = "_orbit";
+
 const NULL_PARTITION: &str = "__HIVE_DEFAULT_PARTITION__";
 /// The longest name that file systems take.
 const LONGEST_NAME: usize = 255;
 /// How much of a path partitions may take: object stores have names of 1,024 bytes.
 const LONGEST_FOLDERS: usize = 600;
+
+/// What a commit does with staged files.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum How {
+    /// It names them.
+    #[default]
+    Add,
+    /// It merges their rows, which are changes.
+    Merge {
+        /// The columns that tell rows apart.
+        keys: Vec<String>,
+        /// Whether the stream says in which order the changes happened.
+        ordered: bool,
+    },
+    /// It puts their rows in the place of those that satisfy a predicate.
+    Replace {
+        /// SQL over the table's columns.
+        predicate: String,
+    },
+}
+
+impl How {
+    pub(crate) fn is_add(&self) -> bool {
+        *self == Self::Add
+    }
+
+    /// The folder, in the table's own, for such files.
+    pub(crate) fn root(&self) -> &'static str {
+        if self.is_add() { FOLDER } else { WAITING }
+    }
+}
 
 /// A data file that waits for its epoch's commit: the body of a committable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +89,8 @@ pub(crate) struct Staged {
     /// The stream's columns, if the table lacked some of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) columns: Option<String>,
+    #[serde(default, skip_serializing_if = "How::is_add")]
+    pub(crate) how: How,
 }
 
 impl Staged {
@@ -81,15 +121,15 @@ impl Staged {
     }
 }
 
-/// The folder, below the table's, of all runs of a lineage through one sink.
-pub(crate) fn folder(lineage: &Lineage) -> String {
+/// The folder, below one of the two in the table's, of all runs of a lineage through one sink.
+pub(crate) fn folder(root: &str, lineage: &Lineage) -> String {
     let both = format!("{}\n{}", lineage.id, lineage.sink);
-    format!("{FOLDER}/{:016x}", xxh3_64(both.as_bytes()))
+    format!("{root}/{:016x}", xxh3_64(both.as_bytes()))
 }
 
 /// The folder of one run. Numbers have a width, so that names sort as claims do.
-pub(crate) fn run_folder(lineage: &Lineage, claim: u64) -> String {
-    format!("{}/{claim:020}", folder(lineage))
+pub(crate) fn run_folder(root: &str, lineage: &Lineage, claim: u64) -> String {
+    format!("{}/{claim:020}", folder(root, lineage))
 }
 
 /// Which claim's file this is.
@@ -197,10 +237,10 @@ mod tests {
         let folders = partition_folders(&values);
         assert_eq!(folders, "a%20b=x%2F%3D%25/c=__HIVE_DEFAULT_PARTITION__/");
         assert_eq!(partition_folders(&Values::from([("a".to_owned(), Some("x".repeat(300)))])), "");
-        let path = format!("{}/{folders}000001.parquet", run_folder(&lineage, 12));
+        let path = format!("{}/{folders}000001.parquet", run_folder(FOLDER, &lineage, 12));
         assert_eq!(claim_of(&path), Some(12));
-        assert!(path.starts_with(&folder(&lineage)));
-        assert_ne!(folder(&lineage), folder(&Lineage { sink: "other".into(), ..lineage }));
+        assert!(path.starts_with(&folder(FOLDER, &lineage)));
+        assert_ne!(folder(WAITING, &lineage), folder(WAITING, &Lineage { sink: "other".into(), ..lineage }));
     }
 
     #[test]

@@ -21,11 +21,12 @@ use parquet::file::properties::WriterProperties;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::SchemaMode;
+use super::change::first_of;
 use super::out::Out;
 use super::partition::Values;
 use super::plan::StreamPlan;
 use super::shape::Shape;
-use super::staged::{Registry, Staged, partition_folders};
+use super::staged::{How, Registry, Staged, partition_folders};
 use super::stats::stats;
 use crate::error::{from_io, from_store};
 use crate::table::Place;
@@ -77,6 +78,8 @@ pub(crate) struct DeltaWriter {
     /// Memory of open and closing files, and of rejects.
     held: usize,
     memory: MemoryReservation,
+    /// The next row's number.
+    sequence: i64,
 }
 
 /// Stream and partition.
@@ -171,6 +174,7 @@ impl DeltaWriter {
             rejects: Vec::new(),
             held: 0,
             memory,
+            sequence: first_of(lane),
         }
     }
 
@@ -312,6 +316,7 @@ impl DeltaWriter {
             stats: stats(&metadata, plan.bounded_columns(), |column| nan.contains(column)),
             checks: plan.mark().to_owned(),
             columns: plan.wider().map(str::to_owned),
+            how: plan.how().clone(),
         };
         if place.folder().is_some() {
             self.held -= held;
@@ -377,7 +382,8 @@ impl SinkWriter for DeltaWriter {
             return Ok(());
         }
         let plan = Arc::clone(&self.route(stream)?.plan);
-        let parts = plan.split(&batch)?;
+        let parts = plan.split(&batch, self.sequence)?;
+        self.sequence = self.sequence.saturating_add(i64::try_from(batch.num_rows()).unwrap_or(i64::MAX));
         for (values, rows) in parts.fit {
             self.append((stream.0, values), &rows).await?;
         }
@@ -397,7 +403,12 @@ impl SinkWriter for DeltaWriter {
 
     async fn schema_changed(&mut self, stream: StreamId, to: &SchemaRef) -> Result<()> {
         let Route { shape, plan, .. } = self.route(stream)?;
-        let plan = StreamPlan::new(plan.name(), to, shape, self.shared.schema_mode)?;
+        if !plan.how().is_add() {
+            return Err(Error::schema("a schema that changes during a run can't be followed in this mode")
+                .with("stream", plan.name())
+                .remedy("restart the pipeline, so that the sink opens with the new schema"));
+        }
+        let plan = StreamPlan::new(plan.name(), to, shape, self.shared.schema_mode, How::Add)?;
         let keys: Vec<Key> = self.open.keys().filter(|key| key.0 == stream.0).cloned().collect();
         for key in keys {
             self.close(&key).await?;

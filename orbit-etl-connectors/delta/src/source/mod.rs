@@ -6,6 +6,7 @@ mod loaded;
 mod prune;
 mod read;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,10 +15,12 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use orbit_etl_core::spec::{PathText, Period, Secret};
 use orbit_etl_core::{
     Connector, ConnectorInfo, Context, Error, FilterPushdown, Health, Position, Pushdown, Replay, Result,
     ScanRequest, Source, SourceEvent, Split, SplitChange, StreamInfo,
 };
+use schemars::JsonSchema;
 use secrecy::SecretString;
 use serde::Deserialize;
 
@@ -50,32 +53,44 @@ use crate::table::{At, Place, Storage, redact};
 /// change data feed. Besides the table's columns there are `_change_type` with the role `op` (`insert`,
 /// `update` or `delete`), `_commit_order` with the role `order`, `_commit_version` and
 /// `_commit_timestamp`. Such a split replays only whole.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DeltaSource {
+    /// The table's folder: a path or a URL.
+    #[schemars(with = "PathText")]
     path: String,
+    /// The name of the stream; the folder's unless given.
     #[serde(default)]
     name: Option<String>,
+    /// The version to read; the newest unless given.
     #[serde(default)]
     version: Option<u64>,
+    /// Reads the version that was the newest at this time: `2026-01-31T12:00:00Z`.
     #[serde(default)]
+    #[schemars(with = "Option<String>")]
     timestamp: Option<DateTime<Utc>>,
+    /// Reads changes instead of rows; the table must record them.
     #[serde(default)]
     changes: bool,
+    /// With `changes`: the first version whose changes are read; 0 unless given.
     #[serde(default)]
     from_version: Option<u64>,
+    /// Goes on with new versions as they come, without an end.
     #[serde(default)]
     follow: bool,
+    /// With `follow`: how often to look for a new version; `1s` unless given.
     #[serde(default = "default_poll")]
-    poll_ms: u64,
+    poll: Period,
+    /// Options of the object store: `region`, `endpoint`, `access_key_id` …
     #[serde(default)]
+    #[schemars(with = "BTreeMap<String, Secret>")]
     storage: Storage,
     #[serde(skip)]
     cache: Cache,
 }
 
-fn default_poll() -> u64 {
-    1_000
+fn default_poll() -> Period {
+    Period(Duration::from_secs(1))
 }
 
 impl DeltaSource {
@@ -89,7 +104,7 @@ impl DeltaSource {
             changes: false,
             from_version: None,
             follow: false,
-            poll_ms: default_poll(),
+            poll: default_poll(),
             storage: Storage::new(),
             cache: Cache::default(),
         }
@@ -140,7 +155,7 @@ impl DeltaSource {
     /// With [`follow`](Self::follow): how often to look for a new version; every second by default.
     #[must_use]
     pub fn poll(mut self, every: Duration) -> Self {
-        self.poll_ms = u64::try_from(every.as_millis()).unwrap_or(u64::MAX);
+        self.poll = Period(every);
         self
     }
 
@@ -181,7 +196,7 @@ impl DeltaSource {
 impl Connector for DeltaSource {
     fn info(&self) -> ConnectorInfo {
         let what = if self.changes { "changes of " } else { "" };
-        ConnectorInfo::new("delta", format!("delta {what}{}", redact(&self.path)))
+        ConnectorInfo::new("delta", format!("delta {what}{}", redact(&self.path))).with_path(&self.path)
     }
 
     fn validate(&self) -> Result<()> {
@@ -200,8 +215,8 @@ impl Connector for DeltaSource {
                 .with("option", "from_version")
                 .remedy("turn `changes` on, or use `version`"));
         }
-        if self.poll_ms == 0 {
-            return Err(Error::config("must be at least 1").with("option", "poll_ms"));
+        if Duration::from(self.poll) < Duration::from_millis(1) {
+            return Err(Error::config("must be at least 1ms").with("option", "poll"));
         }
         self.place().map(drop)
     }
@@ -260,7 +275,7 @@ impl Source for DeltaSource {
             changes: self.changes,
             first,
             follow: self.follow,
-            poll: Duration::from_millis(self.poll_ms),
+            poll: self.poll.into(),
         };
         enumerator.run(cx, after).await
     }

@@ -50,7 +50,8 @@ impl Directory {
 #[async_trait]
 impl Fixture for Directory {
     fn sink(&self) -> Option<Arc<dyn Sink>> {
-        Some(Arc::new(DeltaSink::new(self.table("{stream}"), self.mode)))
+        let sink = DeltaSink::new(self.table("{stream}"), self.mode);
+        Some(Arc::new(if self.mode == Mode::Merge { sink.keys(["id"]) } else { sink }))
     }
 
     async fn source(&self, streams: &[StreamInfo]) -> Check<Option<Arc<dyn Source>>> {
@@ -63,6 +64,7 @@ impl Fixture for Directory {
         for table in fs::read_dir(self.root.path()).unwrap().map(|entry| entry.unwrap().path()) {
             let mut files = HashSet::new();
             files_below(&table.join("part-orbit"), &mut files);
+            files_below(&table.join("_orbit"), &mut files);
             let url = Url::from_directory_path(&table).unwrap();
             for uri in named(url).await {
                 files.retain(|file| !uri.ends_with(file.strip_prefix(&table).unwrap().to_str().unwrap()));
@@ -99,3 +101,4 @@ fn files_below(directory: &Path, found: &mut HashSet<std::path::PathBuf>) {
 
 conformance!(append, Tables { mode: Mode::Append });
 conformance!(overwrite, Tables { mode: Mode::Overwrite });
+conformance!(merge, Tables { mode: Mode::Merge });

@@ -1,6 +1,8 @@
 //! The sink, and what the tests share.
 
+mod merge;
 mod others;
+mod replace;
 mod rows;
 
 use std::sync::Arc;

@@ -30,6 +30,13 @@ use crate::format::{Compression, CsvOptions, Format};
 /// The level of zstd unless another one is asked for.
 const ZSTD_LEVEL: i32 = 3;
 
+/// Parquet files with more columns get no dictionaries, since the room for one, 72 KiB a column, is taken
+/// before the first row comes.
+const MOST_DICTIONARIES: usize = 1_000;
+
+/// What zstd holds for each column of a Parquet file.
+const ZSTD_COLUMN: usize = 24 << 10;
+
 /// What an encoder needs to know.
 #[derive(Debug, Clone)]
 pub(crate) struct EncodeOptions {
@@ -73,6 +80,7 @@ impl Encoder {
             (true, Compression::Zstd) => 4 << 20,
             (true, Compression::Bzip2) => 8 << 20,
             (true, Compression::Gzip) => 300 << 10,
+            (false, Compression::Zstd) => (16 << 10) + leaves(schema) * ZSTD_COLUMN,
             _ => 16 << 10,
         };
         Ok(Self { kind, out, base })
@@ -110,6 +118,7 @@ impl Encoder {
                     .set_created_by(concat!("orbit-etl version ", env!("CARGO_PKG_VERSION")).into())
                     .set_compression(compression)
                     .set_max_row_group_row_count(Some(options.row_group_rows))
+                    .set_dictionary_enabled(leaves(schema) <= MOST_DICTIONARIES)
                     .build();
                 let writer = ArrowWriter::try_new(out.clone(), Arc::clone(schema), Some(properties))?;
                 Kind::Parquet(Box::new(writer))
@@ -197,6 +206,11 @@ impl Encoder {
         };
         ended.map_err(|rows| fault(&self.out, rows))
     }
+}
+
+/// How many columns a schema has when nested ones are taken apart.
+fn leaves(schema: &SchemaRef) -> usize {
+    schema.flattened_fields().iter().filter(|field| !field.data_type().is_nested()).count()
 }
 
 /// The schema of the files that hold rows of `schema`, and whether it can be written at all.

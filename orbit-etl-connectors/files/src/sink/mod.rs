@@ -14,14 +14,17 @@ mod store;
 mod types;
 mod writer;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
+use orbit_etl_core::spec::{ByteSize, PathText, Secret, bytes};
 use orbit_etl_core::{
     CommitMode, Connector, ConnectorInfo, Context, Error, Health, Publication, Result, ResultExt, Sink,
     SinkSession, StreamInfo,
 };
+use schemars::JsonSchema;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
@@ -31,10 +34,10 @@ use self::place::Place;
 use self::plan::StreamPlan;
 use self::session::{FilesSession, Setup};
 use crate::format::{Compression, CsvOptions, Format};
-use crate::location::{Location, Storage, redact};
+use crate::location::{Given, Location, Storage, redact};
 
 /// Whether files are added to what a pipeline has published before, or take its place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// Each epoch adds files.
@@ -97,28 +100,42 @@ pub enum Mode {
 /// Partition columns stand in the folder names alone, percent-encoded; NULL is
 /// `__HIVE_DEFAULT_PARTITION__`. Rows whose folder name would be longer than 255 bytes, or whose path
 /// longer than the target allows (4,095 bytes on a disk, 1,024 in an object store), are rejected.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FilesSink {
-    path: String,
+    /// A directory: a path or a URL. `{stream}` stands for the name of the input stream.
+    #[schemars(with = "PathText")]
+    path: Given,
+    /// The files' format.
     format: Format,
+    /// The compression; by default Zstandard for Parquet and Avro, nothing for the others.
     #[serde(default)]
     compression: Option<Compression>,
+    /// The level of Zstandard, 1 to 22; 3 by default.
     #[serde(default)]
     compression_level: Option<i32>,
+    /// Adds files, or replaces those of the last time.
     #[serde(default)]
     mode: Mode,
+    /// Columns whose values become `column=value/` folders.
     #[serde(default)]
     partition_by: Vec<String>,
-    #[serde(default = "default_file_size")]
+    /// A new file begins at about this size; 512 MiB by default.
+    #[serde(default = "default_file_size", with = "bytes")]
+    #[schemars(with = "ByteSize")]
     target_file_size: u64,
+    /// How many rows a Parquet row group has at most; 1,048,576 by default.
     #[serde(default = "default_row_group_rows")]
     row_group_rows: usize,
+    /// How many files the sink keeps open, shared between its lanes; 256 by default.
     #[serde(default = "default_open_files")]
     max_open_files: usize,
+    /// How CSV is written.
     #[serde(default)]
     csv: CsvOptions,
+    /// Options of the object store: `region`, `endpoint`, `access_key_id` …
     #[serde(default)]
+    #[schemars(with = "BTreeMap<String, Secret>")]
     storage: Storage,
 }
 
@@ -139,7 +156,7 @@ impl FilesSink {
     /// holds `{stream}` where a stream's name goes.
     pub fn new(path: impl Into<String>, format: Format) -> Self {
         Self {
-            path: path.into(),
+            path: path.into().into(),
             format,
             compression: None,
             compression_level: None,
@@ -291,7 +308,7 @@ impl FilesSink {
 #[async_trait]
 impl Connector for FilesSink {
     fn info(&self) -> ConnectorInfo {
-        ConnectorInfo::new("files", format!("{} {}", self.format, redact(&self.path)))
+        ConnectorInfo::new("files", format!("{} {}", self.format, redact(&self.path))).with_path(&self.path)
     }
 
     fn validate(&self) -> Result<()> {
@@ -350,7 +367,7 @@ impl Sink for FilesSink {
         }
     }
 
-    /// Files are read in no order; changes of a key carry theirs in a column.
+    /// Files are read in no order: changes whose order matters need a column that tells it.
     fn needs_order(&self, _input: &StreamInfo) -> bool {
         false
     }

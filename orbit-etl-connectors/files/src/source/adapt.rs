@@ -51,7 +51,7 @@ impl Adapt {
             return Err(Error::schema("the file has a column that is not in the schema")
                 .with("file", &file.name)
                 .with("column", extra)
-                .remedy("add it to `columns`, or set `extra: ignore`"));
+                .remedy("add it to `schema`, or set `extra: ignore`"));
         }
         let fields: Vec<Arc<Field>> = match projection {
             None => resolved.schema.fields().iter().cloned().collect(),
@@ -104,7 +104,7 @@ impl Adapt {
                 .with("file", &file.name)
                 .with("other file", &resolved.reference)
                 .with("column", name)
-                .remedy("give `columns` with a type that both fit, or read the files as two sources")),
+                .remedy("give `schema` with a type that both fit, or read the files as two sources")),
             };
         }
         if resolved.missing == Missing::Error || !field.is_nullable() {
@@ -180,7 +180,7 @@ fn partition_value(field: &Field, value: Option<&str>, file: &FileEntry) -> Resu
         Error::new(ErrorKind::Data, format!("a partition value is not a valid {}", field.data_type()))
             .with("file", &file.name)
             .with("column", field.name())
-            .remedy("rename the directory, or give the column type `text` in `columns`")
+            .remedy("rename the directory, or give the column type `text` in `schema`")
     };
     let mut column = column(field.data_type(), Rules::GIVEN).ok_or_else(fail)?;
     match value {

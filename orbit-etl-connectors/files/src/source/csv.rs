@@ -63,7 +63,7 @@ impl CsvRecords {
                     return Err(Error::schema("CSV can't be read into this column's type")
                         .with("column", field.name())
                         .with("type", field.data_type())
-                        .remedy("use another type in `columns`, such as `text`"));
+                        .remedy("use another type in `schema`, such as `text`"));
                 };
                 Ok(Slot { index, field, column })
             })

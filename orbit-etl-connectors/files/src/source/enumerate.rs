@@ -57,7 +57,15 @@ pub(crate) async fn splits(
     }
     if !files.front().is_some_and(|file| seen.is_partly_told(file)) {
         // The file is gone.
-        seen.part = None;
+        match seen.part.take() {
+            Some((name, byte)) if source.changed == Changed::Error => {
+                return Err(Error::not_found("a file that was read in part is gone")
+                    .with("file", name)
+                    .with("byte", byte)
+                    .remedy("put it back; or set `changed: reload`, which goes on without the rest of it"));
+            }
+            _ => {}
+        }
     }
     let cutter =
         Enumerator { source: source.clone(), resolved, location, format, files, seen, told: 0, cursor: None };

@@ -26,13 +26,13 @@ pub(crate) async fn resolve(source: &FilesSource, _cx: &Context) -> Result<Resol
     let location = source.location()?;
     let files = list::list(&location, source.known_format(), source.partitions).await?;
     let format = format_of(source, &files)?;
-    let (schema, reference) = match &source.columns {
-        Some(columns) => (Arc::clone(&columns.0), "columns".to_string()),
+    let (schema, reference) = match &source.schema {
+        Some(columns) => (Arc::clone(&columns.0), "schema".to_string()),
         None => found(source, &location, format, &files).await?,
     };
     Ok(Resolved {
         format,
-        schema: with_partitions(&schema, &files, source.columns.is_some()),
+        schema: with_partitions(&schema, &files, source.schema.is_some()),
         reference,
         missing: source.missing,
         extra: source.extra,
@@ -75,7 +75,7 @@ async fn found(
     let Some(reference) = sample().next() else {
         return Err(Error::schema("all files are empty, so they have no columns")
             .with("path", location)
-            .remedy("give `columns`"));
+            .remedy("give `schema`"));
     };
     let schema = match format {
         Format::Csv | Format::Json => {
@@ -94,7 +94,7 @@ async fn found(
             if fields.is_empty() {
                 return Err(Error::schema("no columns were found in the files looked at")
                     .with("file", &reference.name)
-                    .remedy("check the format, or give `columns`"));
+                    .remedy("check the format, or give `schema`"));
             }
             Arc::new(Schema::new(fields))
         }
@@ -129,7 +129,7 @@ fn merge_fields<'a>(
             .with("file", &file.name)
             .with("other file", &other.name)
             .with("column", field.name())
-            .remedy("give `columns`, or read the files as two sources"));
+            .remedy("give `schema`, or read the files as two sources"));
         };
         *known = known.clone().with_data_type(kind);
     }
@@ -198,7 +198,7 @@ impl Kind {
             _ => {
                 return Err(Error::schema("a key holds an object or a list here and something else there")
                     .with("column", name)
-                    .remedy("give `columns`; records that don't fit are rejected then"));
+                    .remedy("give `schema`; records that don't fit are rejected then"));
             }
         }
         Ok(())
@@ -256,7 +256,18 @@ async fn csv_kinds(
     let mut rows = 0;
     while rows < source.sample_rows {
         let Some(event) = reader.next().await? else { break };
-        let SourceEvent::Batch { batch, .. } = event else { continue };
+        let batch = match event {
+            SourceEvent::Batch { batch, .. } => batch,
+            // They count, or a file of nothing else would be read to its end.
+            SourceEvent::Rejects { rejects, .. } => {
+                rows += rejects.len();
+                continue;
+            }
+            _ => continue,
+        };
+        if rows >= source.sample_rows {
+            break;
+        }
         let batch = batch.slice(0, batch.num_rows().min(source.sample_rows - rows));
         rows += batch.num_rows();
         for (known, column) in guesses.iter_mut().zip(batch.columns()) {
@@ -364,7 +375,11 @@ fn json_kind<'a>(json: &mut Json<'a>, token: Token<'a>) -> Result<Kind> {
                 first = false;
                 let name = key.text(&mut scratch).to_string();
                 let value = json.value().map_err(broken)?;
-                merge_kind(&mut fields, name, json_kind(json, value)?)?;
+                let kind = json_kind(json, value)?;
+                // A key that comes twice makes the record malformed, which the reading says.
+                if !fields.iter().any(|(known, _)| *known == name) {
+                    fields.push((name, kind));
+                }
             }
             Kind::Struct(fields)
         }
@@ -378,7 +393,7 @@ pub(crate) fn csv_names(
     names: Vec<String>,
     file: &FileEntry,
 ) -> Vec<String> {
-    if source.csv.header || source.columns.is_none() {
+    if source.csv.header || source.schema.is_none() {
         return names;
     }
     let is_partition = |name: &str| file.partitions.iter().any(|(column, _)| column == name);

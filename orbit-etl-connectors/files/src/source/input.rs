@@ -243,7 +243,16 @@ impl Object {
 
     /// A part of it. `Precondition` if it is another version by now.
     pub(crate) async fn range(&self, range: Range<u64>) -> object_store::Result<Bytes> {
-        self.get(Some(GetRange::Bounded(range))).await?.bytes().await
+        let length = range.end - range.start;
+        let bytes = self.get(Some(GetRange::Bounded(range))).await?.bytes().await?;
+        // A server or a proxy that closes too early: the store doesn't look.
+        if bytes.len() as u64 != length {
+            return Err(object_store::Error::Generic {
+                store: "object",
+                source: format!("the answer has {} bytes of {length}", bytes.len()).into(),
+            });
+        }
+        Ok(bytes)
     }
 
     async fn whole(&self) -> object_store::Result<BoxStream<'static, object_store::Result<Bytes>>> {

@@ -36,7 +36,7 @@ impl JsonRecords {
             Error::schema("JSON can't be read into this column's type")
                 .with("column", column)
                 .with("type", kind)
-                .remedy("use another type in `columns`")
+                .remedy("use another type in `schema`")
         })?;
         let found = Findings::new(rules, strict);
         Ok(Self { schema, root, found, lines: Vec::new(), long: Vec::new(), next: 0 })

@@ -19,31 +19,32 @@ mod open;
 mod parquet;
 mod prune;
 mod record;
+mod resolved;
 mod seen;
 mod text;
 mod token;
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion_expr::Expr;
 use futures::stream::BoxStream;
+use orbit_etl_core::spec::{ByteSize, PathText, Secret, bytes};
 use orbit_etl_core::{
     Connector, ConnectorInfo, Context, Error, FilterPushdown, Health, Position, Pushdown, Replay, Result,
     ScanRequest, Source, SourceEvent, Split, SplitChange, StreamInfo,
 };
+use schemars::JsonSchema;
 use secrecy::SecretString;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
+use self::resolved::{Resolved, Runs};
 use crate::format::{Compression, CsvOptions, Format};
-use crate::location::{Location, Storage, redact};
+use crate::location::{Given, Location, Storage, redact};
 use crate::schema::Columns;
-
-/// Runs whose schemas one source remembers at a time.
-const REMEMBERED_RUNS: usize = 8;
 
 /// How often the schema is looked for anew in files that change meanwhile.
 const MOST_TRIES: usize = 3;
@@ -54,12 +55,12 @@ const MOST_TRIES: usize = 3;
 /// or a glob, on the local disk or behind a URL. Names that begin with `_` or `.` are left out.
 /// Columns are matched by name, so files may have them in any order.
 ///
-/// * **Schema.** Given by [`columns`](Self::columns), or found: in the first
+/// * **Schema.** Given by [`schema`](Self::schema), or found: in the first
 ///   [`sample_rows`](Self::sample_rows) rows of the first [`sample_files`](Self::sample_files)
 ///   files for CSV and JSON lines, in the headers of those files for the others. A later value
 ///   that doesn't fit is a rejected record.
 /// * **Partition columns.** Directories `column=value` below the path become columns, after the
-///   others. Their type is that of `columns`, or else found from all values.
+///   others. Their type is that of `schema`, or else found from all values.
 /// * **Rejects.** A malformed CSV line, JSON record or Avro block becomes one reject with file,
 ///   byte offset and line, and the reading goes on behind it. Columns that nobody asked for are
 ///   not looked at. In parts of a local file that begin beyond its first gigabyte, lines are counted
@@ -68,47 +69,66 @@ const MOST_TRIES: usize = 3;
 ///   told of is kept as 20 bytes of hashes per file, for good.
 /// * **Memory.** A split holds a few megabytes; of a Parquet file the wanted columns of one row group,
 ///   which are reserved in the pipeline's memory pool: where they don't fit, the run stops.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FilesSource {
-    #[serde(serialize_with = "without_secrets")]
-    path: String,
+    /// A file, a directory or a glob: a path or a URL.
+    #[schemars(with = "PathText")]
+    path: Given,
+    /// The name of the stream; `files` unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     name: Option<String>,
+    /// The files' format; unless given their names tell it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     format: Option<Format>,
+    /// How CSV or JSON lines are compressed; unless given their names tell it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     compression: Option<Compression>,
+    /// How CSV is written there.
     #[serde(default)]
     csv: CsvOptions,
+    /// Whether empty CSV fields of text columns are empty strings instead of NULL.
     #[serde(default)]
     keep_empty: bool,
+    /// The columns: `{id: int64, at: "timestamp(us, UTC)"}`. Unless given they are found out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    columns: Option<Columns>,
+    schema: Option<Columns>,
+    /// Options of the object store: `region`, `endpoint`, `access_key_id` …
     #[serde(default, skip_serializing)]
+    #[schemars(with = "BTreeMap<String, Secret>")]
     storage: Storage,
+    /// Whether directories `column=value` are columns; on unless said otherwise.
     #[serde(default = "yes")]
     partitions: bool,
+    /// What to do about a file that lacks a column.
     #[serde(default)]
     missing: Missing,
+    /// What to do about a column that the schema doesn't have.
     #[serde(default)]
     extra: Extra,
+    /// What to do about a file that changed since it was read.
     #[serde(default)]
     changed: Changed,
-    #[serde(default = "default_split_size")]
+    /// Larger files are read in parts of about this size; 64 MiB unless given, `null` for whole files.
+    #[serde(default = "default_split_size", with = "bytes")]
+    #[schemars(with = "Option<ByteSize>")]
     split_size: Option<u64>,
+    /// How many files are looked at for the schema; 10 unless given.
     #[serde(default = "default_sample_files")]
     sample_files: usize,
+    /// How many rows of each of them are looked at; 10,000 unless given.
     #[serde(default = "default_sample_rows")]
     sample_rows: usize,
-    #[serde(default = "default_max_record")]
+    /// The longest text record that is taken; 64 MiB unless given.
+    #[serde(default = "default_max_record", with = "bytes")]
+    #[schemars(with = "ByteSize")]
     max_record: usize,
     #[serde(skip)]
     runs: Runs,
 }
 
 /// What to do about a file that lacks a column.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Missing {
     /// The column is NULL in its rows.
@@ -119,7 +139,7 @@ pub enum Missing {
 }
 
 /// What to do about a column that the schema doesn't have.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Extra {
     /// It isn't read.
@@ -129,12 +149,12 @@ pub enum Extra {
     Error,
 }
 
-/// What to do about a file that is not what it was when it was listed or read.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What to do about a file that is not what it was when it was listed or read, or is gone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Changed {
-    /// The run stops with [`ErrorKind::Conflict`](orbit_etl_core::ErrorKind::Conflict), naming the
-    /// file.
+    /// The run stops with [`ErrorKind::Conflict`](orbit_etl_core::ErrorKind::Conflict), or
+    /// [`ErrorKind::NotFound`](orbit_etl_core::ErrorKind::NotFound), naming the file.
     #[default]
     Error,
     /// The reading of the old version ends where the change is noticed, and the whole file is read as a
@@ -142,6 +162,7 @@ pub enum Changed {
     /// restarts. Rows of the old version that have gone out until then stay, those of unchanged
     /// places come a second time, and the rest of the old version never comes. So this is
     /// for targets that keep one row per key, or for files that are only replaced by better ones.
+    /// A file that is gone ends likewise, where it was noticed.
     Reload,
 }
 
@@ -149,13 +170,13 @@ impl FilesSource {
     /// Files whose format is told by their names.
     pub fn new(path: impl Into<String>) -> Self {
         Self {
-            path: path.into(),
+            path: path.into().into(),
             name: None,
             format: None,
             compression: None,
             csv: CsvOptions::default(),
             keep_empty: false,
-            columns: None,
+            schema: None,
             storage: Storage::new(),
             partitions: true,
             missing: Missing::default(),
@@ -233,8 +254,8 @@ impl FilesSource {
     /// Reads these columns instead of finding out. In a configuration: `columns: {id: int64, at:
     /// "timestamp(us, UTC)"}`. Without a CSV header they stand for the fields in order.
     #[must_use]
-    pub fn columns(mut self, schema: SchemaRef) -> Self {
-        self.columns = Some(Columns(schema));
+    pub fn schema(mut self, schema: SchemaRef) -> Self {
+        self.schema = Some(Columns(schema));
         self
     }
 
@@ -363,7 +384,7 @@ impl FilesSource {
 impl Connector for FilesSource {
     fn info(&self) -> ConnectorInfo {
         let format = self.known_format().map_or("files", Format::as_str);
-        ConnectorInfo::new("files", format!("{format} {}", redact(&self.path)))
+        ConnectorInfo::new("files", format!("{format} {}", redact(&self.path))).with_path(&self.path)
     }
 
     fn validate(&self) -> Result<()> {
@@ -461,49 +482,6 @@ impl Source for FilesSource {
     }
 }
 
-/// What a run reads.
-#[derive(Debug)]
-pub(crate) struct Resolved {
-    pub(crate) format: Format,
-    /// The stream's columns, those of partitions last.
-    pub(crate) schema: SchemaRef,
-    /// The file, or the option, that the schema comes from.
-    pub(crate) reference: String,
-    pub(crate) missing: Missing,
-    pub(crate) extra: Extra,
-}
-
-/// What the latest runs read: every split of a run is opened with one schema.
-#[derive(Debug, Clone, Default)]
-struct Runs(Arc<Mutex<VecDeque<Run>>>);
-
-/// A run's id, and what it reads.
-type Run = (String, Arc<Resolved>);
-
-impl Runs {
-    fn get(&self, run: &str) -> Option<Arc<Resolved>> {
-        let runs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        runs.iter().find(|(id, _)| id == run).map(|(_, resolved)| Arc::clone(resolved))
-    }
-
-    /// Keeps it, unless another call was faster: then that one's holds for both.
-    fn keep(&self, run: &str, resolved: Arc<Resolved>) -> Arc<Resolved> {
-        let mut runs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, first)) = runs.iter().find(|(id, _)| id == run) {
-            return Arc::clone(first);
-        }
-        if runs.len() == REMEMBERED_RUNS {
-            runs.pop_front();
-        }
-        runs.push_back((run.to_string(), Arc::clone(&resolved)));
-        resolved
-    }
-
-    fn forget(&self, run: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|(id, _)| id != run);
-    }
-}
-
 fn yes() -> bool {
     true
 }
@@ -523,8 +501,4 @@ fn default_sample_rows() -> usize {
 
 fn default_max_record() -> usize {
     64 << 20
-}
-
-fn without_secrets<S: Serializer>(path: &str, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&redact(path))
 }

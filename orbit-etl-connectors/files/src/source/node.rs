@@ -139,6 +139,8 @@ impl Node {
                 let good = match token {
                     Token::Boolean(value) => column.boolean(value),
                     Token::Number(text) => column.number(text),
+                    // The sample would have made it a text column.
+                    Token::String(_) if found.rules.inferred && !column.is_text() => false,
                     Token::String(text) => {
                         let mut scratch = std::mem::take(&mut found.scratch);
                         let good = column.text(text.text(&mut scratch));
@@ -240,7 +242,7 @@ impl Node {
 /// What is said of a text that a column doesn't take; `fits`: it would if its type had been given.
 pub(crate) fn refusal(path: &str, data_type: &DataType, fits: bool) -> String {
     if fits {
-        format!("column `{path}` would be altered by the inferred {data_type}; give its type in `columns`")
+        format!("column `{path}` would be altered by the inferred {data_type}; give its type in `schema`")
     } else {
         format!("column `{path}` is not a valid {data_type}")
     }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt as _, TryStreamExt as _};
-use orbit_etl_core::{Context, Error, Position, Result, ScanRequest, SourceEvent, Split, SplitId, StreamId};
+use orbit_etl_core::{
+    Context, Error, ErrorKind, Position, Result, ScanRequest, SourceEvent, Split, SplitId, StreamId,
+};
 use serde::{Deserialize, Serialize};
 
 use super::adapt::Adapt;
@@ -99,10 +101,14 @@ pub(crate) async fn open(
     };
     match opened {
         Ok(events) if source.changed == Changed::Reload => Ok(until_changed(events)),
-        // The whole file comes again under another stamp.
-        Err(e) if source.changed == Changed::Reload && is_changed(&e) => {
+        // The whole file comes again under another stamp, or never.
+        Err(e) if source.changed == Changed::Reload && (is_changed(&e) || is_gone(&e)) => {
+            tracing::warn!(file = name, "the rest of a file is left out, as it is not what was listed");
             Ok(stream::iter([Ok(SourceEvent::Finished)]).boxed())
         }
+        Err(e) if is_gone(&e) => Err(e.with("file", name).remedy(
+            "put the file back; or set `changed: reload`, which goes on without what wasn't read of it",
+        )),
         opened => opened.map_err(|e| e.with("file", name)),
     }
 }
@@ -113,11 +119,16 @@ fn until_changed(events: BoxStream<'static, Result<SourceEvent>>) -> BoxStream<'
     stream::unfold(Some(events), |events| async move {
         let mut events = events?;
         match events.next().await? {
-            Err(e) if is_changed(&e) => Some((Ok(SourceEvent::Finished), None)),
+            Err(e) if is_changed(&e) || is_gone(&e) => Some((Ok(SourceEvent::Finished), None)),
             event => Some((event, Some(events))),
         }
     })
     .boxed()
+}
+
+/// Whether the file of a split isn't there any more.
+fn is_gone(error: &Error) -> bool {
+    error.kind() == ErrorKind::NotFound
 }
 
 /// The columns of a file that describes itself.
@@ -175,7 +186,7 @@ async fn csv(opening: &Opening<'_>) -> Result<BoxStream<'static, Result<SourceEv
         })
         .collect();
     let schema = Arc::new(Schema::new(fields));
-    let inferred = source.columns.is_none();
+    let inferred = source.schema.is_none();
     let records = CsvRecords::new(&source.csv, source.keep_empty, &schema, &adapt.read, inferred)?;
     text_events(opening, records, adapt, text)
 }
@@ -194,7 +205,7 @@ async fn json(opening: &Opening<'_>) -> Result<BoxStream<'static, Result<SourceE
     let strict = resolved.extra == Extra::Error;
     let adapt = if strict { adapt.reading_all(&columns, file) } else { adapt };
     let fields: Vec<_> = adapt.read.iter().map(|i| Arc::clone(&resolved.schema.fields()[*i])).collect();
-    let records = JsonRecords::new(Arc::new(Schema::new(fields)), strict, source.columns.is_none())?;
+    let records = JsonRecords::new(Arc::new(Schema::new(fields)), strict, source.schema.is_none())?;
     text_events(opening, records, adapt, Text { input, buffer: Vec::new(), at })
 }
 
@@ -205,7 +216,7 @@ fn text_events<R: Records + 'static>(
     text: Text,
 ) -> Result<BoxStream<'static, Result<SourceEvent>>> {
     let limits = Limits { rows: opening.scan.batch_rows.max(1), max_record: opening.source.max_record };
-    let reader = TextReader::new(records, adapt, text, place(opening), limits)?;
+    let reader = TextReader::new(records, adapt, text, place(opening), limits)?.reserving(opening.cx);
     let events = stream::try_unfold(reader, |mut reader| async move {
         Ok(reader.next().await?.map(|event| (event, reader)))
     });

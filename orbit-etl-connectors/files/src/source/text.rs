@@ -3,8 +3,11 @@
 
 use arrow::array::RecordBatch;
 use bytes::Bytes;
+use datafusion_execution::memory_pool::{MemoryConsumer, MemoryReservation};
 use memchr::memchr_iter;
-use orbit_etl_core::{ErrorKind, Origin, Payload, Position, Reject, Result, SourceEvent, SplitId, StreamId};
+use orbit_etl_core::{
+    Context, Error, ErrorKind, Origin, Payload, Position, Reject, Result, SourceEvent, SplitId, StreamId,
+};
 use serde::{Deserialize, Serialize};
 
 use super::adapt::Adapt;
@@ -13,7 +16,9 @@ use super::input::Input;
 use super::list::FileEntry;
 
 /// More bytes than this in one batch make batches shorter.
-pub(crate) const BATCH_BYTES: usize = 64 << 20;
+pub(crate) const BATCH_BYTES: usize = 8 << 20;
+/// Text beyond this, which only long records make, is reserved with the rows made of it.
+const FREE_BYTES: usize = 2 * BATCH_BYTES;
 /// No record may be longer, whatever `max_record` says: offsets in batches have 31 bits.
 const LONGEST: usize = 1 << 30;
 /// What is kept of a record that is too long.
@@ -147,6 +152,7 @@ pub(crate) struct TextReader<R> {
     pending: Option<SourceEvent>,
     /// Looks for the end of a record that was rejected because it is too long.
     long: Option<Cutter>,
+    memory: Option<MemoryReservation>,
 }
 
 /// How the lines before a split are counted, which is done when somebody asks.
@@ -173,7 +179,15 @@ impl<R: Records> TextReader<R> {
             lines: Lines::Uncounted,
             pending: None,
             long: None,
+            memory: None,
         })
+    }
+
+    /// Reserves long records in the run's memory pool.
+    #[must_use]
+    pub(crate) fn reserving(mut self, cx: &Context) -> Self {
+        self.memory = Some(MemoryConsumer::new(format!("{} (records)", cx.node())).register(cx.memory()));
+        self
     }
 
     /// The next event; `None` at the end of the split.
@@ -237,9 +251,23 @@ impl<R: Records> TextReader<R> {
         if self.begin > 0 {
             self.buffer.drain(..self.begin);
             self.begin = 0;
+            self.buffer.shrink_to(FREE_BYTES);
         }
         self.eof = !self.input.fill(&mut self.buffer).await?;
-        Ok(())
+        self.reserve()
+    }
+
+    fn reserve(&self) -> Result<()> {
+        let Some(memory) = &self.memory else { return Ok(()) };
+        let held = if self.buffer.len() > FREE_BYTES { 2 * self.buffer.capacity() } else { 0 };
+        memory.try_resize(held).map_err(|refusal| {
+            Error::resources("the memory limit leaves no room for a long record")
+                .with("file", &self.place.file.name)
+                .with("byte", self.at.byte)
+                .with("bytes", self.buffer.len())
+                .remedy("raise the pipeline's memory limit, lower `max_record`, or use fewer lanes")
+                .caused_by(refusal)
+        })
     }
 
     /// Sends out what was found.

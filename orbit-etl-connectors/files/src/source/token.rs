@@ -215,6 +215,9 @@ impl<'a> Json<'a> {
             at += 2;
         }
         let quoted = Quoted { raw: &self.text[start..at], escaped };
+        if quoted.raw.bytes().any(|byte| byte < 0x20) {
+            return Err(Broken);
+        }
         if escaped {
             decode(quoted.raw, &mut String::new())?;
         }
@@ -344,6 +347,8 @@ mod tests {
             "[1 2]",
             "[1,,2]",
             "{a:1}",
+            "\"\t\"",
+            "{\"a\": \"x\u{1}y\"}",
             "{\"a\"}",
             "{\"a\":}",
             "{\"a\":1,}",

@@ -92,7 +92,7 @@ fn source(path: String, format: Format, stream: &StreamInfo) -> FilesSource {
     };
     let fields = stream.schema.fields().iter();
     let fields: Vec<_> = fields.map(|f| f.as_ref().clone().with_data_type(back(f.data_type()))).collect();
-    source.columns(Arc::new(Schema::new(fields)))
+    source.schema(Arc::new(Schema::new(fields)))
 }
 
 fn files_below(directory: &Path) -> usize {

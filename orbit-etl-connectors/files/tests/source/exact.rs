@@ -34,7 +34,7 @@ pub(super) async fn values(
     fs::write(&path, format!("{head}{}\n", records.join("\n"))).unwrap();
     let mut source = FilesSource::new(path.to_str().unwrap()).sample_rows(sample);
     if let Some(columns) = columns {
-        source = source.columns(columns);
+        source = source.schema(columns);
     }
     let read = read(&source).await.unwrap();
     assert_eq!(read.rows() + read.rejects.len(), records.len());
@@ -239,6 +239,10 @@ async fn what_a_sample_would_have_made_text() {
         ("json", "1", "1.5", false),
         ("json", "1", "-0", true),
         ("json", "1", "\"007\"", true),
+        ("json", "1", "\"12\"", true),
+        ("json", "1.5", "\"NaN\"", true),
+        ("json", "true", "\"false\"", true),
+        ("json", "1", "\"\"", false),
         ("json", "1.5", "9007199254740993", true),
     ];
     for (format, first, second, would_fit) in cases {
@@ -300,7 +304,7 @@ async fn empty_texts_where_there_is_no_null() {
     for kind in [DataType::Utf8, DataType::LargeUtf8, DataType::Utf8View] {
         for nullable in [true, false] {
             let schema = Arc::new(Schema::new(vec![Field::new("a", kind.clone(), nullable)]));
-            let source = FilesSource::csv(path.to_str().unwrap()).columns(schema);
+            let source = FilesSource::csv(path.to_str().unwrap()).schema(schema);
             let kept = read(&source.clone().keep_empty(true)).await.unwrap();
             assert_eq!((kept.rows(), kept.rejects.len()), (2, 0), "{kind}");
             assert_eq!(kept.batches[0].column(0).null_count(), 0, "{kind}");
@@ -327,7 +331,7 @@ async fn which_json_lines_are_good_does_not_depend_on_the_batch() {
         "{\"a\":1}{\"a\":2}\n{\"a\":\n3}\n{\"a\":4}\n[1,,2]\n{\"a\":5,}\n{\"a\":6 \"b\":1}\n{\"a\":7}\n";
     fs::write(&path, text).unwrap();
     let schema = Arc::new(Schema::new(vec![Field::new("a", DataType::Int64, true)]));
-    let source = FilesSource::json(path.to_str().unwrap()).columns(schema);
+    let source = FilesSource::json(path.to_str().unwrap()).schema(schema);
     for rows in 1..10 {
         let read = read_with(&source, &ScanRequest::all(StreamId(0), rows)).await.unwrap();
         let found: Vec<_> = read
@@ -392,7 +396,7 @@ async fn values_in_paths() {
         let below = dir.path().join(format!("v={value}"));
         fs::create_dir(&below).unwrap();
         fs::write(below.join("a.csv"), "i\n1\n").unwrap();
-        let source = FilesSource::csv(dir.path().to_str().unwrap()).columns(one_column(&kind));
+        let source = FilesSource::csv(dir.path().to_str().unwrap()).schema(one_column(&kind));
         match (read(&source).await, expected) {
             (Ok(read), Some(expected)) => assert_eq!(pairs(&read.batches), [(1, expected.to_string())]),
             (Err(error), None) => {

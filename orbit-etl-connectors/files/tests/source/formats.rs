@@ -107,7 +107,7 @@ async fn text_in_every_compression() {
         for compression in [Compression::None, Compression::Gzip, Compression::Zstd, Compression::Bzip2] {
             let path = dir.path().join(format!("data.{}", format.extension(compression)));
             std::fs::write(&path, compress(&encode(format, &batch), compression)).unwrap();
-            let source = FilesSource::new(path.to_str().unwrap()).columns(batch.schema());
+            let source = FilesSource::new(path.to_str().unwrap()).schema(batch.schema());
             let read = read(&source).await.unwrap();
             assert!(read.rejects.is_empty(), "{format} {compression}: {:?}", read.rejects[0]);
             assert_eq!(read.all(&batch.schema()), batch, "{format} {compression}");
@@ -146,7 +146,7 @@ async fn files_that_describe_themselves() {
     for path in [parquet, avro, arrow, stream] {
         // With the schema given, and with the file's own.
         let path = path.to_str().unwrap();
-        let source = FilesSource::new(path).columns(batch.schema());
+        let source = FilesSource::new(path).schema(batch.schema());
         assert_eq!(read(&source).await.unwrap().all(&batch.schema()), batch, "{path}");
         assert_exact(&source, 37).await;
         let own = FilesSource::new(path);
@@ -175,7 +175,7 @@ async fn text_with_a_projection() {
     for format in [Format::Csv, Format::Json] {
         let path = dir.path().join(format!("data.{format}"));
         std::fs::write(&path, encode(format, &batch)).unwrap();
-        let source = FilesSource::new(path.to_str().unwrap()).columns(batch.schema());
+        let source = FilesSource::new(path.to_str().unwrap()).schema(batch.schema());
         for projection in [vec![3, 0], vec![5], vec![]] {
             let wanted = batch.project(&projection).unwrap();
             let names = wanted.schema().fields().iter().map(|f| f.name().clone()).collect();
@@ -208,7 +208,8 @@ async fn null_and_empty_texts() {
     let source = FilesSource::csv(path).csv_options(options);
     let named = read(&source).await.unwrap();
     assert_eq!(texts(&named), [some(""), None, some("x")]);
-    let numbers = serde_json::json!({ "path": path, "csv": { "null": "NA" }, "columns": { "a": "text", "b": "int64" } });
+    let numbers =
+        serde_json::json!({ "path": path, "csv": { "null": "NA" }, "schema": { "a": "text", "b": "int64" } });
     let numbers = read(&serde_json::from_value(numbers).unwrap()).await.unwrap();
     assert_eq!(numbers.raw(), ["x,"]);
 }
@@ -247,7 +248,7 @@ async fn broken_files_are_named() {
         cut("cut.arrow", &encode(Format::Arrow, &batch)),
         cut("cut.csv.gz", &gzip[..gzip.len() - 20]),
     ] {
-        let error = read(&FilesSource::new(&path).columns(batch.schema())).await.unwrap_err();
+        let error = read(&FilesSource::new(&path).schema(batch.schema())).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Data, "{error}");
         assert_eq!(error.context("file"), Some(path.as_str()));
     }

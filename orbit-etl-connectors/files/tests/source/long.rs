@@ -41,7 +41,7 @@ async fn records_that_are_too_long() {
         fs::write(&path, &text).unwrap();
         for size in [None, Some(1 << 20)] {
             let source = FilesSource::new(path.to_str().unwrap())
-                .columns(one_column(&DataType::Utf8))
+                .schema(one_column(&DataType::Utf8))
                 .split_size(size)
                 .max_record(MOST);
             for rows in [1_000, 3] {
@@ -73,9 +73,8 @@ async fn a_quote_that_is_never_closed_takes_the_rest() {
     fs::write(&path, &text).unwrap();
     let other = dir.path().join("b.csv");
     fs::write(&other, "i,v\n9,z\n").unwrap();
-    let source = FilesSource::csv(dir.path().to_str().unwrap())
-        .columns(one_column(&DataType::Utf8))
-        .max_record(10_000);
+    let source =
+        FilesSource::csv(dir.path().to_str().unwrap()).schema(one_column(&DataType::Utf8)).max_record(10_000);
     let read = read(&source).await.unwrap();
     assert_eq!((read.rows(), read.rejects.len()), (2, 1));
     assert_eq!(read.raw()[0].len(), 10_000);
@@ -90,7 +89,7 @@ async fn the_reject_goes_out_before_the_end_is_looked_for() {
     let path = dir.path().join("a.json");
     fs::write(&path, format!("{{\"i\": 1}}\n{{\"i\": {}\n{{\"i\": 2}}\n", " ".repeat(5 << 20))).unwrap();
     let source =
-        FilesSource::json(path.to_str().unwrap()).columns(one_column(&DataType::Utf8)).max_record(1_000);
+        FilesSource::json(path.to_str().unwrap()).schema(one_column(&DataType::Utf8)).max_record(1_000);
     let cx = context();
     source.streams(&cx).await.unwrap();
     let split = splits(&source, None).await.unwrap().0.remove(0);

@@ -79,7 +79,7 @@ async fn partition_columns() {
         Field::new("city", DataType::Date32, true),
         Field::new("year", DataType::Int32, true),
     ]);
-    let error = read(&FilesSource::csv(base).columns(typed.into())).await.unwrap_err();
+    let error = read(&FilesSource::csv(base).schema(typed.into())).await.unwrap_err();
     assert_eq!((error.kind(), error.context("column")), (ErrorKind::Data, Some("city")));
     assert!(error.context("file").unwrap().contains("2023"));
     assert!(!error.message().contains("Köln"));

@@ -39,7 +39,7 @@ async fn malformed_csv_lines() {
             Field::new("name", DataType::Utf8, true),
             Field::new("amount", DataType::Float64, true),
         ]);
-        let source = FilesSource::csv(name).columns(schema.into()).split_size(size);
+        let source = FilesSource::csv(name).schema(schema.into()).split_size(size);
         let found = read_with(&source, &ScanRequest::all(StreamId(0), 300)).await.unwrap();
         assert_eq!(found.rows(), 1_995);
         assert_eq!(found.rejects.len(), expected.len());

@@ -72,7 +72,7 @@ async fn a_configuration_reads_like_the_builder() {
     fs::write(&path, "1;x\n2;y\n").unwrap();
     let config = serde_json::json!({
         "path": path, "csv": { "delimiter": ";", "header": false },
-        "columns": [{ "name": "id", "type": "int32 not null" }, { "name": "text", "type": "text" }],
+        "schema": [{ "name": "id", "type": "int32 not null" }, { "name": "text", "type": "text" }],
         "storage": { "secret_access_key": "hush" },
     });
     let source: FilesSource = serde_json::from_value(config.clone()).unwrap();
@@ -92,8 +92,20 @@ async fn a_type_that_csv_is_not_read_into_is_an_error_and_no_reject() {
     let dir = tempdir().unwrap();
     let path = dir.path().join("a.csv");
     fs::write(&path, "id,bytes\n1,cafe\n").unwrap();
-    let config = serde_json::json!({ "path": path, "columns": [{ "name": "bytes", "type": "binary" }] });
+    let config = serde_json::json!({ "path": path, "schema": [{ "name": "bytes", "type": "binary" }] });
     let source: FilesSource = serde_json::from_value(config).unwrap();
     let error = read(&source).await.unwrap_err();
     assert_eq!((error.kind(), error.context("column")), (ErrorKind::Schema, Some("bytes")));
+}
+
+#[test]
+fn what_shows_a_connector_shows_no_secret_of_its_url() {
+    let url = "https://me:hush@host/a.csv?sig=hush";
+    let source = FilesSource::csv(url);
+    let sink = orbit_etl_connector_files::FilesSink::csv(url);
+    let shown = [format!("{source:?}"), format!("{sink:?}"), serde_json::to_string(&source).unwrap()];
+    assert!(
+        shown.iter().all(|text| text.contains("https://host/a.csv") && !text.contains("hush")),
+        "{shown:?}"
+    );
 }

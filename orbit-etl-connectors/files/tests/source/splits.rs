@@ -3,6 +3,7 @@
 use std::fs;
 
 use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::DataType;
 use datafusion_expr::{col, lit};
 use futures::StreamExt;
 use orbit_etl_connector_files::{Changed, FilesSource};
@@ -62,7 +63,7 @@ proptest! {
             arrow::datatypes::Field::new("first", arrow::datatypes::DataType::Utf8, true),
             arrow::datatypes::Field::new("second", arrow::datatypes::DataType::Utf8, true),
         ]);
-        let source = FilesSource::csv(path.to_str().unwrap()).columns(schema.into()).keep_empty(true);
+        let source = FilesSource::csv(path.to_str().unwrap()).schema(schema.into()).keep_empty(true);
         let expected: Vec<Vec<Option<String>>> =
             rows.iter().map(|(a, b, _)| vec![Some(a.clone()), Some(b.clone())]).collect();
         runtime().block_on(async {
@@ -83,7 +84,7 @@ proptest! {
         let path = dir.path().join("a.parquet");
         let batch = sample(300);
         write_parquet(&path, &batch, rows_per_group);
-        let source = FilesSource::parquet(path.to_str().unwrap()).columns(batch.schema());
+        let source = FilesSource::parquet(path.to_str().unwrap()).schema(batch.schema());
         let filters = vec![col("id").gt_eq(lit(low)).and(col("id").lt(lit(high))), col("id").is_not_null()];
         let scan = ScanRequest { filters, ..ScanRequest::all(StreamId(0), 16) };
         assert_eq!(source.pushdown(&scan).filters, [FilterPushdown::Inexact; 2]);
@@ -207,7 +208,7 @@ async fn parquet_is_split_between_row_groups() {
     let path = dir.path().join("a.parquet");
     let batch = sample(300);
     write_parquet(&path, &batch, 50);
-    let source = FilesSource::parquet(path.to_str().unwrap()).columns(batch.schema()).split_size(1_u64);
+    let source = FilesSource::parquet(path.to_str().unwrap()).schema(batch.schema()).split_size(1_u64);
     assert_eq!(splits(&source, None).await.unwrap().0.len(), 6);
     let found = read_with(&source, &ScanRequest::all(StreamId(0), 64)).await.unwrap();
     assert_eq!(found.all(&batch.schema()), batch);
@@ -327,4 +328,56 @@ async fn a_row_group_is_reserved_while_it_is_read() {
     let scan = ScanRequest { projection: Some(vec!["flag".into()]), ..scan };
     assert_eq!(read_split(&source, &cx, &split, None, &scan).await.unwrap().rows(), 100_000);
     assert_eq!(small.reserved(), 0);
+}
+
+/// Only splits that were read survive their file.
+#[tokio::test]
+async fn a_file_that_is_gone_before_it_was_read() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("a.csv");
+    for n in ["a", "b"] {
+        fs::write(dir.path().join(format!("{n}.csv")), "v\n1\n2\n").unwrap();
+    }
+    let source = FilesSource::csv(format!("{}/*.csv", dir.path().display()));
+    let (listed, _) = splits(&source, None).await.unwrap();
+    fs::remove_file(&path).unwrap();
+    let scan = ScanRequest::all(StreamId(0), 10);
+    let pending = &listed[0];
+    let error = read_split(&source, &context(), pending, None, &scan).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{}", error.report());
+    assert!(error.to_string().contains("put the file back"), "{error}");
+    let reloading = source.changed(Changed::Reload);
+    assert_eq!(read_split(&reloading, &context(), pending, None, &scan).await.unwrap().rows(), 0);
+}
+
+#[tokio::test]
+async fn a_file_that_is_gone_before_all_of_it_was_told() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("a.csv");
+    fs::write(&path, format!("v\n{}", "12345678\n".repeat(1_000))).unwrap();
+    fs::write(dir.path().join("b.csv"), "v\n1\n").unwrap();
+    let source = FilesSource::csv(format!("{}/*.csv", dir.path().display())).split_size(1_024);
+    let cx = context();
+    let mut changes = source.splits(&cx, None).await.unwrap();
+    let Some(Ok(change)) = changes.next().await else { panic!("nothing was told") };
+    drop(changes);
+    let position = change.position;
+    fs::remove_file(&path).unwrap();
+    let error = splits(&source, Some(&position)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{}", error.report());
+    assert!(error.context("file").is_some_and(|file| file.ends_with("a.csv")), "{}", error.report());
+    let reloading = source.changed(Changed::Reload);
+    assert_eq!(splits(&reloading, Some(&position)).await.unwrap().0.len(), 1, "the other file");
+}
+
+/// Of a file with nothing but bad lines, no more than the sample is looked at.
+#[tokio::test]
+async fn a_sample_of_bad_lines_ends() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("a.csv");
+    fs::write(&path, format!("a,b\n0,0\n{}5,six\n", "1,2,3\n".repeat(500))).unwrap();
+    let source = |rows| FilesSource::csv(path.to_str().unwrap()).sample_rows(rows);
+    let column = |source| async move { super::schema(&source).await.unwrap().field(1).data_type().clone() };
+    assert_eq!(column(source(502)).await, DataType::Utf8);
+    assert_ne!(column(source(501)).await, DataType::Utf8, "more than the sample was read");
 }

@@ -1,11 +1,14 @@
 //! Servers that refuse, fail, or aren't there.
 
 use std::net::TcpListener;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arrow::datatypes::{DataType, Field, Schema};
 use orbit_etl_connector_files::FilesSource;
 use orbit_etl_core::ErrorKind;
 
+use super::formats::numbers;
 use super::server::{GOOD, Server};
 use crate::source::read;
 
@@ -24,6 +27,20 @@ async fn a_server_that_fails_is_asked_again() {
     assert_eq!(read(&FilesSource::csv(server.url("a.csv"))).await.unwrap().rows(), 2);
     let requests = server.take_requests();
     assert!(requests.iter().filter(|r| r.starts_with("HEAD")).count() >= 3, "{requests:?}");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_too_short_is_no_answer() {
+    let (text, rows) = numbers(3 << 20, 40);
+    let server = Server::start(GOOD, text);
+    let columns =
+        Schema::new(vec![Field::new("id", DataType::Int64, true), Field::new("name", DataType::Utf8, true)]);
+    let source = FilesSource::csv(server.url("a.csv")).schema(Arc::new(columns));
+    server.shorten_next(1);
+    let error = read(&source).await.unwrap_err();
+    assert!(error.is_retryable(), "{}", error.report());
+    assert!(error.context("file").is_some_and(|file| file.ends_with("a.csv")), "{}", error.report());
+    assert_eq!(read(&source).await.unwrap().rows(), rows);
 }
 
 #[tokio::test]

@@ -31,6 +31,8 @@ struct State {
     body: Mutex<Vec<u8>>,
     /// What takes the place of the body after so many answers with content.
     next: Mutex<Option<(usize, Vec<u8>)>>,
+    /// How many of the coming answers to ranges end after half of their bytes.
+    short: Mutex<usize>,
     /// The answers to the coming requests, while there are any.
     failures: Mutex<VecDeque<u16>>,
     /// The answer to all others.
@@ -47,6 +49,7 @@ impl Server {
             manners,
             body: Mutex::new(body.into()),
             next: Mutex::new(None),
+            short: Mutex::new(0),
             failures: Mutex::new(VecDeque::new()),
             failing: Mutex::new(None),
             requests: Mutex::new(Vec::new()),
@@ -79,6 +82,11 @@ impl Server {
 
     pub(super) fn fail_next(&self, statuses: impl IntoIterator<Item = u16>) {
         self.state.failures.lock().unwrap().extend(statuses);
+    }
+
+    /// Gives half of a range, and calls it the whole, so many times.
+    pub(super) fn shorten_next(&self, answers: usize) {
+        *self.state.short.lock().unwrap() = answers;
     }
 
     /// Replaces the file after so many more answers with content.
@@ -150,7 +158,13 @@ impl State {
                 Some(range) => {
                     let extra =
                         format!("Content-Range: bytes {}-{}/{}\r\n", range.start, range.end - 1, body.len());
-                    (206, extra, body[range].to_vec())
+                    let mut content = body[range].to_vec();
+                    let mut short = self.short.lock().unwrap();
+                    if !is_head && *short > 0 {
+                        *short -= 1;
+                        content.truncate(content.len() / 2);
+                    }
+                    (206, extra, content)
                 }
             }
         };

@@ -12,7 +12,9 @@ use iceberg::memory::{MEMORY_CATALOG_WAREHOUSE, MemoryCatalogBuilder};
 use iceberg::table::Table;
 use iceberg::{Catalog, CatalogBuilder, ErrorKind as Iceberg, TableIdent};
 use iceberg_catalog_rest::{REST_CATALOG_PROP_URI, REST_CATALOG_PROP_WAREHOUSE, RestCatalogBuilder};
+use orbit_etl_core::spec::{PathText, Secret};
 use orbit_etl_core::{Error, Result};
+use schemars::JsonSchema;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use tokio::sync::OnceCell;
@@ -38,41 +40,66 @@ const DEFAULT_NAME: &str = "default";
 /// In a spec it is `catalog: {type: rest, uri: …, warehouse: …, token: …}`, `catalog: {type: sql, uri: …,
 /// warehouse: …}` or `catalog: {type: memory, warehouse: …}`. Clones share one connection, and a memory
 /// catalog's clones its tables.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(from = "Config")]
 pub struct IcebergCatalog {
     config: Config,
     open: Arc<OnceCell<Opened>>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+/// Where tables are looked up.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+#[schemars(rename = "IcebergCatalog")]
 enum Config {
+    /// A server that speaks the Iceberg REST protocol.
     Rest {
+        /// The server's address, `https://…`.
         uri: String,
+        /// Which of the server's warehouses; its own choice unless given.
         #[serde(default)]
         warehouse: Option<String>,
+        /// The bearer token.
         #[serde(default)]
+        #[schemars(with = "Option<Secret>")]
         token: Option<SecretString>,
+        /// The client's id and secret, as `id:secret`, where the server gives out tokens.
         #[serde(default)]
+        #[schemars(with = "Option<Secret>")]
         credential: Option<SecretString>,
+        /// Properties of the connection, such as `scope` or `header.x-tenant`.
         #[serde(default)]
+        #[schemars(with = "BTreeMap<String, Secret>")]
         properties: BTreeMap<String, SecretString>,
+        /// Options of the object store: `region`, `endpoint`, `access_key_id` …
         #[serde(default)]
+        #[schemars(with = "BTreeMap<String, Secret>")]
         storage: Options,
     },
+    /// A database, in the two tables that other clients use as well.
     Sql {
-        /// With a password in it, perhaps.
+        /// `sqlite://` with a path, or `postgresql://`; with a password in it, perhaps.
+        #[schemars(with = "Secret")]
         uri: SecretString,
+        /// The name under which the catalog keeps its tables; `default` unless given.
         #[serde(default = "default_name")]
         name: String,
+        /// Below which location new tables are put: a path or a URL.
+        #[schemars(with = "PathText")]
         warehouse: String,
+        /// Options of the object store: `region`, `endpoint`, `access_key_id` …
         #[serde(default)]
+        #[schemars(with = "BTreeMap<String, Secret>")]
         storage: Options,
     },
+    /// The memory of this process; for tests.
     Memory {
+        /// Below which location tables are put: a path or a URL.
+        #[schemars(with = "PathText")]
         warehouse: String,
+        /// Options of the object store: `region`, `endpoint`, `access_key_id` …
         #[serde(default)]
+        #[schemars(with = "BTreeMap<String, Secret>")]
         storage: Options,
     },
 }

@@ -15,11 +15,13 @@ use std::time::Instant;
 use async_trait::async_trait;
 use iceberg::TableIdent;
 use iceberg::spec::Transform;
+use orbit_etl_core::spec::{ByteSize, bytes};
 use orbit_etl_core::{
     CommitMode, Connector, ConnectorInfo, Context, Error, Health, Result, Sink, SinkSession, StreamInfo,
 };
 use parquet58::basic::{Compression as ParquetCompression, ZstdLevel};
 use parquet58::file::properties::WriterProperties;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::create::{partition_spec, writable};
@@ -35,7 +37,7 @@ const ZSTD_LEVEL: i32 = 3;
 const STREAM: &str = "{stream}";
 
 /// What a pipeline's rows do to those that a table has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// Each epoch adds its rows.
@@ -48,7 +50,7 @@ pub enum Mode {
 }
 
 /// What happens when the rows have columns that the table lacks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SchemaMode {
     /// An error.
@@ -59,7 +61,7 @@ pub enum SchemaMode {
 }
 
 /// How data files are compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Compression {
     /// Zstandard, level 3.
@@ -102,34 +104,48 @@ pub enum Compression {
 ///
 /// The types are in the crate's documentation. Rows with a value that the table's type can't hold
 /// exactly, or with NULL where the table has none, are rejected.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct IcebergSink {
+    /// Where the table is looked up.
     catalog: IcebergCatalog,
+    /// The table: `namespace.table`. `{stream}` stands for the name of the input stream.
     table: String,
+    /// What the rows do to those that the table has.
     #[serde(default)]
     mode: Mode,
+    /// What happens when the rows have columns that the table lacks.
     #[serde(default)]
     schema_mode: SchemaMode,
+    /// The partition fields of a new table.
     #[serde(default)]
     partition_by: Vec<PartitionBy>,
+    /// Properties of a new table, such as `write.metadata.previous-versions-max`.
     #[serde(default)]
     properties: BTreeMap<String, String>,
+    /// How data files are compressed; Zstandard unless given.
     #[serde(default)]
     compression: Compression,
-    #[serde(default = "default_file_size")]
+    /// A new file begins at about this size; 512 MiB unless given.
+    #[serde(default = "default_file_size", with = "bytes")]
+    #[schemars(with = "ByteSize")]
     target_file_size: u64,
+    /// How many rows a Parquet row group has at most; 131,072 unless given.
     #[serde(default = "default_row_group_rows")]
     row_group_rows: usize,
+    /// How many partitions are written to at a time; 64 unless given.
     #[serde(default = "default_open_files")]
     max_open_files: usize,
 }
 
 /// A partition field of a new table.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PartitionBy {
+    /// The column.
     column: String,
+    /// One of Iceberg's transforms: `identity` (unless given), `bucket[16]`, `truncate[4]`, `year`,
+    /// `month`, `day`, `hour`.
     #[serde(default = "default_transform")]
     transform: String,
 }

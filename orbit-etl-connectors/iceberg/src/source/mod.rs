@@ -13,10 +13,12 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use orbit_etl_core::spec::Period;
 use orbit_etl_core::{
     Connector, ConnectorInfo, Context, Error, FilterPushdown, Health, Position, Pushdown, Replay, Result,
     ScanRequest, Source, SourceEvent, Split, SplitChange, StreamId, StreamInfo,
 };
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use self::enumerate::Enumerator;
@@ -48,33 +50,43 @@ use crate::error::replaced;
 /// refused by name.
 ///
 /// Filters leave files out by the bounds and partitions that manifests tell of.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct IcebergSource {
+    /// Where the table is looked up.
     catalog: IcebergCatalog,
+    /// The table: `namespace.table`.
     table: String,
+    /// The name of the stream; the table's, without its namespace, unless given.
     #[serde(default)]
     name: Option<String>,
+    /// The snapshot to read; the newest unless given.
     #[serde(default)]
     snapshot: Option<i64>,
+    /// Reads the snapshot that was the newest at this time: `2026-01-31T12:00:00Z`.
     #[serde(default)]
+    #[schemars(with = "Option<String>")]
     timestamp: Option<DateTime<Utc>>,
+    /// Reads the snapshot of this tag, or the newest of this branch.
     #[serde(default)]
     reference: Option<String>,
+    /// Reads only what was appended after this snapshot.
     #[serde(default)]
     from_snapshot: Option<i64>,
+    /// Goes on with new snapshots as they come, without an end.
     #[serde(default)]
     follow: bool,
+    /// With `follow`: how often to look for a new snapshot; `1s` unless given.
     #[serde(default = "default_poll")]
-    poll_ms: u64,
+    poll: Period,
     #[serde(skip)]
     plans: read::Plans,
     #[serde(skip)]
     announced: Announced,
 }
 
-fn default_poll() -> u64 {
-    1_000
+fn default_poll() -> Period {
+    Period(Duration::from_secs(1))
 }
 
 impl IcebergSource {
@@ -89,7 +101,7 @@ impl IcebergSource {
             reference: None,
             from_snapshot: None,
             follow: false,
-            poll_ms: default_poll(),
+            poll: default_poll(),
             plans: read::Plans::default(),
             announced: Announced::default(),
         }
@@ -140,7 +152,7 @@ impl IcebergSource {
     /// With [`follow`](Self::follow): how often to look for a new snapshot; every second by default.
     #[must_use]
     pub fn poll(mut self, every: Duration) -> Self {
-        self.poll_ms = u64::try_from(every.as_millis()).unwrap_or(u64::MAX);
+        self.poll = Period(every);
         self
     }
 
@@ -187,8 +199,8 @@ impl Connector for IcebergSource {
                 .with("option", "follow")
                 .remedy("leave `snapshot` and `timestamp` out; `from_snapshot` says where to begin"));
         }
-        if self.poll_ms == 0 {
-            return Err(Error::config("must be at least 1").with("option", "poll_ms"));
+        if self.poll.0.is_zero() {
+            return Err(Error::config("must be more than 0").with("option", "poll"));
         }
         table_ident(&self.table)?;
         self.catalog.validate()
@@ -250,7 +262,7 @@ impl Source for IcebergSource {
             schema: self.announced(cx).await?.schema().schema_id(),
             from: self.from_snapshot,
             follow: self.follow,
-            poll: Duration::from_millis(self.poll_ms),
+            poll: self.poll.0,
             plans: self.plans.clone(),
         };
         enumerator.run(cx, after).await

@@ -23,7 +23,7 @@ pub(crate) async fn run(definition: Arc<Definition>, control: Control) -> Result
     let mut in_a_row = 0;
     loop {
         tally.since_restart = 0;
-        let ended = attempt(&definition, &control, &mut tally, started, restarts > 0).await;
+        let ended = attempt(&definition, &control, &mut tally, started).await;
         match ended {
             Ok((outcome, plan)) => return Ok(report(&definition, outcome, &plan, tally, restarts, started)),
             Err(error) if error.is_retryable() && !control.abort.is_cancelled() => {
@@ -40,9 +40,10 @@ pub(crate) async fn run(definition: Arc<Definition>, control: Control) -> Result
                     "the run restarts in {pause:?}"
                 );
                 tokio::select! {
-                    () = tokio::time::sleep(pause) => {}
+                    biased;
                     () = control.abort.cancelled() => return Err(Error::cancelled().caused_by(error)),
                     () = control.stop.cancelled() => return Err(error),
+                    () = tokio::time::sleep(pause) => {}
                 }
             }
             Err(error) => return Err(error.with("pipeline", &definition.name)),
@@ -55,14 +56,13 @@ async fn attempt(
     control: &Control,
     tally: &mut Tally,
     started: Instant,
-    restarted: bool,
 ) -> Result<(Outcome, Plan)> {
     let cx = definition.context(control.abort.child_token())?;
     if let Err(error) = definition.connect(&cx).await {
         definition.disconnect(&cx).await;
         return Err(error);
     }
-    let ended = attempt_connected(definition, control, &cx, tally, started, restarted).await;
+    let ended = attempt_connected(definition, control, &cx, tally, started).await;
     definition.disconnect(&cx).await;
     ended
 }
@@ -73,13 +73,12 @@ async fn attempt_connected(
     cx: &Context,
     tally: &mut Tally,
     started: Instant,
-    restarted: bool,
 ) -> Result<(Outcome, Plan)> {
     let prepare = async {
         let plan = Plan::new(&definition.graph, &definition.plan_options(), cx).await?;
         let mut sessions = open_sinks(&plan, cx).await?;
         let log = definition.log()?;
-        match recover(&plan, &log, cx, &mut sessions, restarted).await {
+        match recover(&plan, &log, cx, &mut sessions, tally.completed).await {
             Ok(recovered) => Ok((plan, sessions, recovered)),
             Err(error) => {
                 close(&plan, sessions).await;
@@ -136,7 +135,7 @@ async fn attempt_connected(
     ended.map(|outcome| (outcome, plan))
 }
 
-async fn close(plan: &Plan, sessions: Sessions) {
+pub(super) async fn close(plan: &Plan, sessions: Sessions) {
     for (node, session) in sessions {
         if let Err(error) = session.close().await {
             tracing::warn!(node = %plan.nodes[node].name, error = %error.report(), "the sink did not close well");
@@ -145,14 +144,14 @@ async fn close(plan: &Plan, sessions: Sessions) {
 }
 
 impl Definition {
-    async fn connect(&self, cx: &Context) -> Result<()> {
+    pub(super) async fn connect(&self, cx: &Context) -> Result<()> {
         for (name, connector) in self.connectors() {
             connector.connect(&cx.for_node(name)).await.with("node", name)?;
         }
         Ok(())
     }
 
-    async fn disconnect(&self, cx: &Context) {
+    pub(super) async fn disconnect(&self, cx: &Context) {
         for (name, connector) in self.connectors() {
             if let Err(error) = connector.disconnect(&cx.for_node(name)).await {
                 tracing::warn!(node = %name, error = %error.report(), "the connector did not let go well");

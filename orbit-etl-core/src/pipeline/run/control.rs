@@ -68,6 +68,11 @@ impl Running {
         self.stop.clone()
     }
 
+    /// A way to stop the run at once from elsewhere, as [`Running::abort`] does.
+    pub fn abort_token(&self) -> CancellationToken {
+        self.abort.clone()
+    }
+
     /// Looks at the run: about five a second and one for each epoch, until it ends. Looks that nobody
     /// took are skipped.
     pub fn progress(&self) -> impl Stream<Item = Progress> + Send + use<> {

@@ -109,6 +109,8 @@ impl Sender {
             Item::Batch { bytes, .. } => self.credit.cost(*bytes),
             _ => 0,
         };
+        #[cfg(feature = "planted-bugs")]
+        crate::planted::at_send().await;
         if cost > 0 && !self.credit.take(cost) {
             poll_fn(|cx| self.poll_take(cost, cx)).await?;
         }

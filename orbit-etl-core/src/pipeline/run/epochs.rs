@@ -15,12 +15,13 @@ use super::report::Message;
 use super::wire::Wired;
 use crate::checkpoint::{Claim, NodeCounts, Pending, State, is_undecided};
 use crate::context::Context;
-use crate::error::{Error, ErrorKind, Result, ResultExt};
+use crate::error::{CEILING, Error, ErrorKind, Result, ResultExt};
 use crate::event::{Position, Reject, SplitId};
 use crate::fault::{Rejected, failpoint};
 use crate::observe::{Outcome, Progress};
 use crate::pipeline::options::OnError;
 use crate::pipeline::plan::{Plan, Role};
+use crate::planted::{Bug, pace, planted};
 use crate::sink::{CheckpointRecord, CommitMode, Committable, Discard, Epoch, Prepared, Publication};
 use crate::transform::OperatorState;
 
@@ -71,6 +72,8 @@ pub(crate) struct Tally {
     pub(crate) epochs: u64,
     /// Epochs committed since the last restart.
     pub(crate) since_restart: u64,
+    /// The first epoch whose checkpoint was sent and says that the generation was read to its end.
+    pub(crate) completed: Option<Epoch>,
 }
 
 /// What an epoch brought, while the tasks report.
@@ -175,6 +178,9 @@ impl<'a> Epochs<'a> {
         let error = super::recover::judge_fence(error, &mut self.claim).await;
         if error.kind() == ErrorKind::Fenced {
             // The newer run decides what becomes of it.
+            if planted(Bug::LivingRunDiscarded) {
+                super::recover::discard_older(self.plan, 0, &State::default(), self.sessions).await;
+            }
             return error;
         }
         let claim = self.claim.number();
@@ -226,17 +232,21 @@ impl<'a> Epochs<'a> {
         let mut gathered = self.gather(epoch, last).await?;
         let letters = self.close_letters(epoch, &mut gathered).await?;
         self.check_conservation(&gathered)?;
-        let mut next = self.next_state(epoch, complete, &mut gathered);
+        // Read to its end once is read to its end, though the host stop a run that takes it up again.
+        let mut next = self.next_state(epoch, complete || self.state.complete, &mut gathered);
         self.check_share(&gathered)?;
         let mut staged = self.stage(epoch, &mut next, std::mem::take(&mut gathered.prepared), letters);
         if self.is_empty(&next, &staged) {
-            self.wired.committed.send_replace(epoch);
+            self.wired.committed.set(epoch);
             return Ok(());
         }
         // This checkpoint holds the dead letters of those commits: they are done with it.
         let done =
             |p: &Pending| self.awaiting.iter().any(|(sink, epoch)| *sink == p.sink && p.epoch <= *epoch);
         next.pending.retain(|p| !done(p));
+        if planted(Bug::PendingNotCarried) {
+            next.pending.retain(|p| p.epoch == epoch);
+        }
         let record = self.claim.encode(&next).await?;
         failpoint("before_checkpoint");
         // They are among this epoch's dead letters, or were only to be counted.
@@ -245,7 +255,20 @@ impl<'a> Epochs<'a> {
             let committables = staged.remove(&node).unwrap_or_default();
             self.commit_now(node, epoch, &record, committables).await?;
         }
+        if planted(Bug::AcknowledgeBeforeCheckpoint) {
+            self.acknowledge(self.to_acknowledge.clone()).await?;
+        }
+        let early = match self.plan.keeper {
+            Some(_) => planted(Bug::CommitOrderSwapped),
+            None => planted(Bug::CommitBeforeCheckpoint),
+        };
+        if early {
+            commit_pending(self.plan, &mut next.clone(), self.sessions, &mut Vec::new()).await?;
+        }
         self.sent = epoch;
+        if next.complete {
+            self.tally.completed.get_or_insert(epoch);
+        }
         match self.plan.keeper {
             Some(keeper) => {
                 let committables = staged.remove(&keeper).unwrap_or_default();
@@ -260,8 +283,13 @@ impl<'a> Epochs<'a> {
         for (node, counts) in gathered.counts {
             *self.tally.counts.entry(self.plan.nodes[node].name.clone()).or_default() += counts;
         }
+        if planted(Bug::AcknowledgeBeforeCommit) {
+            self.acknowledge(self.to_acknowledge.clone()).await?;
+        }
         let rejects = commit_pending(self.plan, &mut self.state, self.sessions, &mut self.awaiting).await?;
-        self.carry.extend(rejects);
+        if !planted(Bug::CommitRejectsDropped) {
+            self.carry.extend(rejects);
+        }
         for (node, reject) in &self.carry {
             let name = &self.plan.nodes[*node].name;
             for counts in [&mut self.tally.counts, &mut self.state.totals] {
@@ -371,6 +399,7 @@ impl<'a> Epochs<'a> {
         }
         for (i, node) in self.plan.nodes.iter().enumerate() {
             match gathered.operators.remove(&i) {
+                Some(_) if planted(Bug::StateOfWrongEpoch) && epoch % 2 == 1 => None,
                 Some(state) => next.operators.insert(node.name.clone(), state),
                 None => next.operators.remove(&node.name),
             };
@@ -490,9 +519,9 @@ impl<'a> Epochs<'a> {
         for splits in self.wired.splits.values() {
             splits.committed();
         }
-        self.wired.committed.send_replace(epoch);
+        self.wired.committed.set(epoch);
         self.tell_progress();
-        if self.tally.epochs.is_multiple_of(COLLECT_EVERY) {
+        if self.tally.epochs.is_multiple_of(pace(COLLECT_EVERY, 2)) {
             self.claim.collect().await.unwrap_or_else(|e| warn_collect(&e));
         }
         Ok(())
@@ -578,7 +607,7 @@ impl<'a> Epochs<'a> {
             return Err(Error::data("a larger share of rows was rejected than `on_error` allows")
                 .with("rejected", rejected)
                 .with("read", read)
-                .with("ceiling", ceiling)
+                .with(CEILING, ceiling)
                 .remedy("mend the data or raise the ceiling; nothing of this epoch was committed"));
         }
         Ok(())
@@ -588,6 +617,9 @@ impl<'a> Epochs<'a> {
         let nodes = self.plan.nodes.iter().zip(&self.wired.metrics);
         self.control.progress.send_replace(Progress {
             nodes: nodes.map(|(node, live)| (node.name.clone(), live.read())).collect(),
+            committed: self.tally.counts.clone(),
+            totals: self.tally.totals.clone(),
+            epochs: self.tally.epochs,
             epoch: self.state.epoch,
             elapsed: self.started.elapsed(),
         });

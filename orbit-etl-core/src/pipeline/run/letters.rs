@@ -34,6 +34,7 @@ impl Letters {
         loop {
             let queue = &mut self.queues[(self.epoch % 2) as usize];
             tokio::select! {
+                biased;
                 received = queue.recv_many(&mut waiting, BATCH) => {
                     if received == 0 {
                         return Ok(());

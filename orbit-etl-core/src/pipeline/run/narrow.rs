@@ -52,14 +52,16 @@ fn positions(schema: &Schema, expected: &Schema) -> Result<Vec<usize>> {
         match schema.index_of(field.name()) {
             Ok(i) if schema.field(i).data_type() == field.data_type() => positions.push(i),
             Ok(i) => {
-                return Err(Error::internal("the source's rows don't have the announced type")
+                return Err(Error::schema("the source's rows don't have the announced type")
                     .with("column", field.name())
                     .with("expected", field.data_type())
-                    .with("found", schema.field(i).data_type()));
+                    .with("found", schema.field(i).data_type())
+                    .remedy("a source must tell of a changed schema before it sends such rows"));
             }
             Err(_) => {
-                return Err(Error::internal("the source's rows lack an announced column")
-                    .with("column", field.name()));
+                return Err(Error::schema("the source's rows lack an announced column")
+                    .with("column", field.name())
+                    .remedy("a source must tell of a changed schema before it sends such rows"));
             }
         }
     }

@@ -156,7 +156,8 @@ impl OpenSplits {
                 self.held.push(turn);
                 continue;
             }
-            open.flag.queued.store(false, Ordering::Release);
+            // Not a store: what the stream looks at must not be looked at before.
+            open.flag.queued.swap(false, Ordering::AcqRel);
             if let Poll::Ready(event) = open.events.poll_next_unpin(&mut Context::from_waker(&open.waker)) {
                 // There may be more, which nobody is woken for.
                 if !open.flag.queued.swap(true, Ordering::AcqRel) {

@@ -98,7 +98,7 @@ impl Reader {
             let closing = pending.is_some();
             turns = turns.wrapping_add(1);
             // While splits have something to say, they are heard without waiting for anything else.
-            let news = !closing && (!self.barriers.is_empty() || changed.has_changed().unwrap_or(true));
+            let news = !closing && (!self.barriers.is_empty() || changed.has_changed());
             if !stopped && !news && !turns.is_multiple_of(LOOK_AROUND) {
                 let next = poll_fn(|cx| Poll::Ready(open.poll_next(closing, cx))).await;
                 if let Poll::Ready((slot, event)) = next {
@@ -115,7 +115,7 @@ impl Reader {
                     Some(order) => pending = Some(order),
                     None => return Ok(()),
                 },
-                _ = changed.changed(), if !closing && !stopped => {
+                () = changed.changed(), if !closing && !stopped => {
                     self.take_work(&mut open, &mut ended).await?;
                     self.tell_watermark(open.lowest(), &mut told).await?;
                 }

@@ -9,6 +9,7 @@ use crate::event::Reject;
 use crate::fault::failpoint;
 use crate::pipeline::options::Again;
 use crate::pipeline::plan::{Plan, Role};
+use crate::planted::{Bug, planted};
 use crate::sink::{
     CheckpointRecord, CommitMode, Committable, Committed, Discard, Epoch, Lineage, Publication, SinkSession,
 };
@@ -43,19 +44,19 @@ pub(crate) async fn open_sinks(plan: &Plan, cx: &Context) -> Result<Sessions> {
 
 /// Claims the log and every sink, commits what is pending, discards what older runs left.
 ///
-/// `restarted` says that an earlier attempt of the same run failed: a generation that it has completed
-/// is not followed by another one.
+/// `completed` is the epoch with which an earlier attempt of the same run has completed the generation:
+/// then nothing is left to read. If another run has completed it, there may be something new.
 pub(crate) async fn recover(
     plan: &Plan,
     log: &Log,
     cx: &Context,
     sessions: &mut Sessions,
-    restarted: bool,
+    completed: Option<Epoch>,
 ) -> Result<Recovered> {
     failpoint("before_claim");
     let mut claim = log.claim(cx.run_id(), cx.pipeline()).await?;
     failpoint("after_claim");
-    match recover_claimed(plan, &mut claim, cx, sessions, restarted).await {
+    match recover_claimed(plan, &mut claim, cx, sessions, completed).await {
         Ok((state, epoch, carry, awaiting)) => Ok(Recovered { claim, state, epoch, carry, awaiting }),
         Err(error) => Err(judge_fence(error, &mut claim).await),
     }
@@ -79,10 +80,10 @@ async fn recover_claimed(
     claim: &mut Claim,
     cx: &Context,
     sessions: &mut Sessions,
-    restarted: bool,
+    completed: Option<Epoch>,
 ) -> Result<Claimed> {
     check_pending_sinks(plan, claim.state())?;
-    let committed = claim_sinks(plan, claim, cx, sessions).await?;
+    let committed = claim_sinks(plan, claim, cx, sessions, completed).await?;
     failpoint("after_sink_claims");
     adopt_newest(plan, claim, &committed).await?;
     // The older run's own sinks: what is pending in them must not be forgotten.
@@ -93,18 +94,30 @@ async fn recover_claimed(
         .filter(|(i, _)| atomic(**i))
         .flat_map(|(i, known)| known.rejects.iter().map(|r| (*i, r.clone())))
         .collect();
-    claim.still_newest().await?;
+    if !planted(Bug::NoListAfterClaim) {
+        claim.still_newest().await?;
+    }
     let mut state = claim.state().clone();
+    let newest = state.pending.iter().map(|p| p.epoch).max();
+    if planted(Bug::NewestCommittableOnly) {
+        state.pending.retain(|p| Some(p.epoch) == newest);
+    }
+    if planted(Bug::PendingDropped) {
+        state.pending.clear();
+    }
     let mut epoch = state.epoch;
     for (i, known) in &committed {
         check_target(plan, *i, known, &state)?;
         epoch = epoch.max(known.epoch);
     }
     let mut awaiting = Vec::new();
+    if planted(Bug::DiscardBeforeRecommit) {
+        discard_older(plan, claim.number(), &State::default(), sessions).await;
+    }
     let rejects = commit_pending(plan, &mut state, sessions, &mut awaiting).await?;
     carry.extend(rejects);
     discard_older(plan, claim.number(), &state, sessions).await;
-    begin_generation(plan, &mut state, restarted);
+    begin_generation(plan, &mut state, completed);
     remember_sinks(plan, &mut state);
     name_keeper(plan, claim, &mut state).await?;
     Ok((state, epoch, carry, awaiting))
@@ -160,8 +173,12 @@ async fn claim_sinks(
     claim: &Claim,
     cx: &Context,
     sessions: &mut Sessions,
+    completed: Option<Epoch>,
 ) -> Result<BTreeMap<usize, Committed>> {
     let mut committed = BTreeMap::new();
+    let known = claim.state();
+    let anew = begins_anew(plan, known) && !is_own_end(known, completed);
+    let generation = known.generation.max(1) + u64::from(anew);
     for (claimed, (i, session)) in sessions.iter_mut().enumerate() {
         if claimed > 0 {
             failpoint("between_sink_claims");
@@ -169,7 +186,7 @@ async fn claim_sinks(
         let lineage = Lineage {
             id: claim.state().lineage.clone(),
             sink: plan.nodes[*i].name.clone(),
-            generation: claim.state().generation.max(1) + u64::from(begins_anew(plan, claim.state())),
+            generation,
             claim: claim.number(),
             run: cx.run_id().to_owned(),
         };
@@ -182,7 +199,7 @@ async fn claim_sinks(
 
 fn check_target(plan: &Plan, i: usize, known: &Committed, state: &State) -> Result<()> {
     let node = &plan.nodes[i];
-    if known.lineage != state.lineage {
+    if known.lineage != state.lineage && !planted(Bug::LineageNotCompared) {
         return Err(Error::new(
             ErrorKind::Conflict,
             "the target was loaded by a pipeline with another state directory",
@@ -284,7 +301,8 @@ async fn commit_staged(
     Ok(rejects)
 }
 
-async fn discard_older(plan: &Plan, claim: u64, state: &State, sessions: &mut Sessions) {
+pub(crate) async fn discard_older(plan: &Plan, claim: u64, state: &State, sessions: &mut Sessions) {
+    let claim = if planted(Bug::LivingRunDiscarded) { u64::MAX } else { claim };
     for (i, session) in sessions.iter_mut() {
         let name = &plan.nodes[*i].name;
         let keep =
@@ -296,8 +314,8 @@ async fn discard_older(plan: &Plan, claim: u64, state: &State, sessions: &mut Se
     failpoint("after_discard");
 }
 
-fn begin_generation(plan: &Plan, state: &mut State, restarted: bool) {
-    if restarted && state.complete {
+fn begin_generation(plan: &Plan, state: &mut State, completed: Option<Epoch>) {
+    if is_own_end(state, completed) {
         return;
     }
     if state.generation == 0 {
@@ -308,6 +326,11 @@ fn begin_generation(plan: &Plan, state: &mut State, restarted: bool) {
         state.operators.clear();
     }
     state.complete = false;
+}
+
+/// Whether this run itself has read the generation to its end.
+fn is_own_end(state: &State, completed: Option<Epoch>) -> bool {
+    state.complete && completed.is_some_and(|completed| completed <= state.epoch)
 }
 
 fn begins_anew(plan: &Plan, state: &State) -> bool {

@@ -3,10 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::watch;
-
 use crate::checkpoint::{SourceState, SplitState};
 use crate::event::{Position, SplitId};
+use crate::signal::{Listener, Signal};
 use crate::source::{Split, SplitChange};
 
 /// The splits of one source, shared by its enumerator, its lanes and the coordinator.
@@ -18,7 +17,7 @@ use crate::source::{Split, SplitChange};
 #[derive(Debug)]
 pub(crate) struct Splits {
     board: Mutex<Board>,
-    changed: watch::Sender<u64>,
+    changed: Signal,
 }
 
 #[derive(Debug)]
@@ -95,10 +94,10 @@ impl Splits {
         }
         let ready: Vec<_> = board.known.iter().filter(|(_, k)| !k.parked).map(|(id, _)| id.clone()).collect();
         ready.into_iter().for_each(|id| board.assign(id));
-        Self { board: Mutex::new(board), changed: watch::Sender::new(0) }
+        Self { board: Mutex::new(board), changed: Signal::default() }
     }
 
-    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
+    pub(crate) fn subscribe(&self) -> Listener {
         self.changed.subscribe()
     }
 
@@ -234,11 +233,12 @@ impl Splits {
             enumerator: board.enumerator.clone(),
             splits: board
                 .known
-                .values()
-                .map(|k| SplitState {
+                .iter()
+                .map(|(id, k)| SplitState {
                     split: k.split.clone(),
                     position: k.position.clone(),
-                    parked: k.parked,
+                    // The enumerator has told of it and won't again.
+                    parked: k.parked || (k.revoking && !board.coming_back.contains(id)),
                 })
                 .collect(),
             ended: board.enumerated && board.known.is_empty(),
@@ -259,7 +259,7 @@ impl Splits {
     }
 
     fn wake(&self) {
-        self.changed.send_modify(|version| *version += 1);
+        self.changed.bump();
     }
 
     /// A panic elsewhere can't leave the board half changed: no method panics midway.
@@ -329,6 +329,33 @@ mod tests {
     fn added(name: &str) -> SplitChange {
         let split = Split::new(name, json!(null));
         SplitChange { added: vec![split], revoked: Vec::new(), position: Position(json!("told")) }
+    }
+
+    #[test]
+    fn a_revocation_that_a_lane_has_not_yet_heard_of_is_in_the_checkpoint() {
+        let revoked = || SplitChange {
+            revoked: vec![SplitId::new("s")],
+            added: Vec::new(),
+            position: Position(json!(2)),
+        };
+        let splits = Splits::new(1, None);
+        splits.change(added("s"));
+        assert_eq!(splits.work(0, true).open.len(), 1);
+        let read = |row: u64| SplitProgress {
+            id: SplitId::new("s"),
+            position: Some(Position(json!(row))),
+            finished: false,
+            parked: false,
+        };
+        splits.acknowledged_by_lane(vec![read(5)]);
+        splits.change(revoked());
+        let after_a_crash = Splits::new(1, Some(splits.snapshot()));
+        assert!(after_a_crash.work(0, true).open.is_empty(), "nobody would take it away again");
+        after_a_crash.change(added("s"));
+        assert_eq!(after_a_crash.work(0, true).open[0].1, Some(Position(json!(5))));
+        splits.change(added("s"));
+        let given_back = Splits::new(1, Some(splits.snapshot()));
+        assert_eq!(given_back.work(0, true).open.len(), 1, "nobody would give it back again");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use super::blocking::Blocking;
 use super::chain::{Chain, Link};
@@ -25,6 +25,7 @@ use crate::observe::{Counter, NodeMetrics};
 use crate::pipeline::lanes::Deal;
 use crate::pipeline::options::{Action, OnError};
 use crate::pipeline::plan::{Plan, PlanNode, Role};
+use crate::signal::Signal;
 use crate::sink::{CommitMode, Epoch, LaneId};
 use crate::transform::{Distribution, OperatorState, Started};
 
@@ -38,7 +39,7 @@ pub(crate) struct Wired {
     pub(crate) rejects: Arc<DeadLetters>,
     pub(crate) messages: mpsc::UnboundedReceiver<Message>,
     pub(crate) splits: BTreeMap<usize, Arc<Splits>>,
-    pub(crate) committed: watch::Sender<Epoch>,
+    pub(crate) committed: Signal,
     pub(crate) letters: Option<mpsc::Sender<Close>>,
     pub(crate) metrics: Vec<Arc<NodeMetrics>>,
 }
@@ -67,7 +68,7 @@ impl Wiring<'_> {
         let plan = self.plan;
         let (coordinator, messages) = mpsc::unbounded_channel();
         let metrics: Vec<Arc<NodeMetrics>> = plan.nodes.iter().map(|_| Arc::default()).collect();
-        let committed = watch::Sender::new(0);
+        let committed = Signal::default();
         let mut tasks = Tasks::default();
         let (letters, close) = self.dead_letters(sessions, &mut tasks).await?;
         let letters = Arc::new(letters);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use super::gate::{Event, Gate};
 use super::report::Message;
@@ -10,6 +10,8 @@ use crate::error::{Error, Result};
 use crate::event::StreamId;
 use crate::fault::{RejectPort, failpoint};
 use crate::observe::Counter;
+use crate::planted::{Bug, planted};
+use crate::signal::Listener;
 use crate::sink::{Epoch, SinkWriter};
 
 /// What a lane of a sink works with.
@@ -23,7 +25,7 @@ pub(crate) struct Writer {
     pub(crate) coordinator: mpsc::UnboundedSender<Message>,
     /// For a sink that can't take rows of the next epoch before this one is committed: the last
     /// epoch that is.
-    pub(crate) committed: Option<watch::Receiver<Epoch>>,
+    pub(crate) committed: Option<Listener>,
     /// The streams' names, for rejects.
     pub(crate) streams: Arc<[String]>,
 }
@@ -31,18 +33,30 @@ pub(crate) struct Writer {
 impl Writer {
     /// Runs until the tasks around it go.
     pub(crate) async fn run(mut self) -> Result<()> {
+        let mut held = None;
         loop {
             match self.gate.next().await? {
                 Event::Batch { port, batch, bytes } => {
                     self.counter.rows_in(batch.num_rows() as u64);
                     self.counter.rows_out(batch.num_rows() as u64, bytes as u64);
-                    self.writer.write(StreamId(port), batch).await?;
+                    let due = match planted(Bug::BarrierAheadOfRows) {
+                        true => held.replace((port, batch)),
+                        false => Some((port, batch)),
+                    };
+                    if let Some((port, batch)) = due {
+                        self.writer.write(StreamId(port), batch).await?;
+                    }
                 }
                 Event::Schema { port, schema } => {
                     self.writer.schema_changed(StreamId(port), &schema).await?;
                 }
                 Event::Watermark(_) => {}
-                Event::End => self.tell(Message::WriterEnded)?,
+                Event::End => {
+                    if let Some((port, batch)) = held.take() {
+                        self.writer.write(StreamId(port), batch).await?;
+                    }
+                    self.tell(Message::WriterEnded)?;
+                }
                 Event::Barrier(epoch) => self.barrier(epoch).await?,
             }
         }
@@ -68,7 +82,7 @@ impl Writer {
         let (node, lane) = (self.node, self.lane);
         self.tell(Message::WriterAtBarrier { node, lane, epoch, prepared, counts })?;
         if let Some(committed) = &mut self.committed {
-            committed.wait_for(|last| *last >= epoch).await.map_err(|_| Error::cancelled())?;
+            committed.wait_for(|last| last >= epoch).await;
         }
         Ok(())
     }

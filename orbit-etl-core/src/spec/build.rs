@@ -1,0 +1,385 @@
+//! From a spec to a pipeline.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::de::Fault;
+use super::document::{ActionWritten, CheckpointWritten, Document, NodeSpec, Role};
+use super::fit::fit;
+use super::problem::{Place, Problem, SpecError, nearest, quoted};
+use super::schema::{prepare, resolve};
+use super::tree::{Node, join};
+use super::{Spec, graph, secrets};
+use crate::checkpoint::Log;
+use crate::error::{Error, Result};
+use crate::pipeline::{Action, Delivery, Kind, OnError, Pipeline, PipelineBuilder};
+use crate::registry::{Factory, Registered, Registry};
+use crate::sink::{CommitMode, Sink};
+
+/// Where a pipeline's state is unless the spec says otherwise.
+const STATE: &str = ".orbit/state";
+
+/// Every mistake of the spec, or the pipeline.
+pub(crate) fn build(spec: &Spec, registry: &Registry) -> Result<Pipeline, SpecError> {
+    let mut problems = spec.problems.clone();
+    let document = &spec.document;
+    graph::check(&document.nodes, document.whole, &mut problems);
+    check_defaults(document, registry, &mut problems);
+    let mut secrets = secrets::Secrets::default();
+    let mut make = |node: &NodeSpec| {
+        let mut own = Vec::new();
+        let made = make_node(node, document, registry, &mut own, &mut secrets);
+        problems.extend(own.into_iter().map(|p| p.map(|text| secrets.hide(&text))));
+        made
+    };
+    let nodes: Vec<Option<Kind>> = document.nodes.iter().map(&mut make).collect();
+    let letters = document.dead_letters.as_ref().and_then(&mut make);
+    check_delivery(document, &nodes, &mut problems);
+    if problems.is_empty() {
+        match assemble(spec, document, nodes, letters) {
+            Ok(pipeline) => return Ok(pipeline),
+            Err(error) => problems.push(locate(spec, &error).map(|text| secrets.hide(&text))),
+        }
+    }
+    Err(SpecError::new(problems))
+}
+
+/// A source over the place to which the dead letters go: of the sink's type, with those of its keys that
+/// the source has too.
+pub(crate) fn read_dead_letters(
+    spec: &Spec,
+    registry: &Registry,
+    into: impl Sink,
+) -> Result<Option<Pipeline>, SpecError> {
+    let document = &spec.document;
+    let Some(written) = &document.dead_letters else { return Ok(None) };
+    let mut problems = spec.problems.clone();
+    let mut secrets = secrets::Secrets::default();
+    make_node(written, document, registry, &mut problems, &mut secrets);
+    let tag = written.type_tag.as_ref().map(|(tag, _)| tag.as_str());
+    let keys = tag.and_then(|tag| registry.source_entry(tag)?.schema()?.get("properties")?.as_object());
+    let source = match keys {
+        Some(keys) => {
+            let mut node = written.clone();
+            node.role = Role::Source;
+            if let Some(defaults) = defaults_of(document, Role::Sink, tag.unwrap_or_default()) {
+                node.config.merge_under(defaults);
+            }
+            node.config.retain(|key| keys.contains_key(key));
+            make_node(&node, document, registry, &mut problems, &mut secrets)
+        }
+        None => {
+            let what = quoted(tag.unwrap_or_default());
+            problems.push(
+                Problem::new(
+                    &written.place,
+                    &written.key,
+                    format!("dead letters in {what} can't be read from here"),
+                )
+                .help("read them with the tools of that place"),
+            );
+            None
+        }
+    };
+    match source {
+        Some(Kind::Source(source)) if problems.is_empty() => {
+            let name = spec.name().unwrap_or_default();
+            let built = Pipeline::builder(name)
+                .node("letters".into(), Kind::Source(source), Vec::new(), None)
+                .node("reader".into(), Kind::Sink(Arc::new(into)), vec!["letters".into()], None)
+                .checkpoint_in_memory()
+                .parallelism(1)
+                .build();
+            built.map(Some).map_err(|error| SpecError::new(vec![locate(spec, &error)]))
+        }
+        _ => Err(SpecError::new(problems.into_iter().map(|p| p.map(|text| secrets.hide(&text))).collect())),
+    }
+}
+
+fn defaults_of<'a>(document: &'a Document, role: Role, tag: &str) -> Option<&'a Node> {
+    document.defaults.as_ref()?.get(role.as_str())?.get(tag)
+}
+
+/// An error of a plan or a run, at the node that it names.
+pub(crate) fn locate(spec: &Spec, error: &Error) -> Problem {
+    let document = &spec.document;
+    let node = error
+        .context("node")
+        .and_then(|name| document.nodes.iter().chain(&document.dead_letters).find(|node| node.name == name));
+    match node {
+        Some(node) => at_node(node, &node.config, error),
+        None => {
+            let place = document_place(spec);
+            told(Problem::new(&place, "", words(error, &["pipeline"])), error)
+        }
+    }
+}
+
+fn document_place(spec: &Spec) -> Place {
+    spec.root.entry("name").map_or_else(|| spec.root.place.clone(), |e| e.place.clone())
+}
+
+/// At the key that the error names, if it names one, or else at the node.
+fn at_node(node: &NodeSpec, config: &Node, error: &Error) -> Problem {
+    let option = error.context("option").or_else(|| error.context("key"));
+    let mut key = node.key.clone();
+    let mut place = &node.place;
+    let mut here = config;
+    for step in option.into_iter().flat_map(|option| option.split('.')) {
+        let Some(entry) = here.entry(step) else { break };
+        key = join(&key, step);
+        place = &entry.node.place;
+        here = &entry.node;
+    }
+    told(Problem::new(place, key, words(error, &["node", "option", "key", "type"])), error)
+}
+
+/// The message with its place and its causes, but for what is said elsewhere.
+fn words(error: &Error, elsewhere: &[&str]) -> String {
+    let mut text = error.message().to_owned();
+    let rest: Vec<String> = error
+        .contexts()
+        .filter(|(key, _)| !elsewhere.contains(key))
+        .map(|(key, value)| format!("{key}: {value}"))
+        .collect();
+    if !rest.is_empty() {
+        text.push_str(&format!(" ({})", rest.join(", ")));
+    }
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        text.push_str(&format!(": {inner}"));
+        cause = inner.source();
+    }
+    text
+}
+
+fn told(problem: Problem, error: &Error) -> Problem {
+    match error.remedy_text() {
+        Some(remedy) => problem.help(remedy),
+        None => problem,
+    }
+}
+
+/// The types that are named in `defaults` must exist.
+fn check_defaults(document: &Document, registry: &Registry, problems: &mut Vec<Problem>) {
+    let Some(defaults) = &document.defaults else { return };
+    for role in Role::ALL {
+        for entry in defaults.get(role.as_str()).map(Node::entries).unwrap_or_default() {
+            let key = format!("defaults.{}.{}", role.as_str(), entry.key);
+            problems.extend(registry_knows(registry, role, &entry.key, &entry.place, &key).err());
+        }
+    }
+}
+
+fn registry_knows(
+    registry: &Registry,
+    role: Role,
+    tag: &str,
+    place: &Place,
+    key: &str,
+) -> Result<(), Problem> {
+    let (sources, transforms, sinks) = registry.types();
+    let (known, others) = match role {
+        Role::Source => (sources, [("transform", transforms), ("sink", sinks)]),
+        Role::Transform => (transforms, [("source", sources), ("sink", sinks)]),
+        Role::Sink => (sinks, [("source", sources), ("transform", transforms)]),
+    };
+    if known.contains(&tag) {
+        return Ok(());
+    }
+    let problem = Problem::new(place, key, format!("there is no {} of type {}", role.as_str(), quoted(tag)));
+    if let Some(feature) = registry.absent(tag) {
+        return Err(problem.help(format!("build with the cargo feature `{feature}`")));
+    }
+    if let Some((other, _)) = others.iter().find(|(_, known)| known.contains(&tag)) {
+        return Err(problem.help(format!("it is a {other}")));
+    }
+    // A feature that is off may be what was meant.
+    if nearest(tag, known.iter().copied()).is_none()
+        && let Some(near) = nearest(tag, registry.absent_types().map(|(tag, _)| tag))
+        && let Some(feature) = registry.absent(near)
+    {
+        return Err(
+            problem.help(format!("did you mean {}? It needs the cargo feature `{feature}`", quoted(near)))
+        );
+    }
+    Err(problem.nearest(tag, known))
+}
+
+fn make_node(
+    node: &NodeSpec,
+    document: &Document,
+    registry: &Registry,
+    problems: &mut Vec<Problem>,
+    secrets: &mut secrets::Secrets,
+) -> Option<Kind> {
+    let (tag, tag_place) = node.type_tag.as_ref()?;
+    if let Err(problem) = registry_knows(registry, node.role, tag, tag_place, &join(&node.key, "type")) {
+        problems.push(problem);
+        return None;
+    }
+    let mut config = node.config.clone();
+    if let Some(defaults) = defaults_of(document, node.role, tag) {
+        config.merge_under(defaults);
+    }
+    match node.role {
+        Role::Source => {
+            let source = make(registry.source_entry(tag)?, node, &mut config, problems, secrets)?;
+            checked(source.validate(), node, &config, problems)?;
+            Some(Kind::Source(source))
+        }
+        Role::Transform => {
+            make(registry.transform_entry(tag)?, node, &mut config, problems, secrets).map(Kind::Transform)
+        }
+        Role::Sink => {
+            let sink = make(registry.sink_entry(tag)?, node, &mut config, problems, secrets)?;
+            checked(sink.validate(), node, &config, problems)?;
+            Some(Kind::Sink(sink))
+        }
+    }
+}
+
+fn make<T: ?Sized>(
+    entry: &Registered<T>,
+    node: &NodeSpec,
+    config: &mut Node,
+    problems: &mut Vec<Problem>,
+    secrets: &mut secrets::Secrets,
+) -> Option<Arc<T>> {
+    match entry.schema() {
+        Some(schema) => prepare(config, schema, &node.key, problems),
+        None => secrets::mark(config),
+    }
+    secrets.collect(config);
+    let failed = config.has_failed();
+    let made = match &entry.factory {
+        Factory::Typed(make) => {
+            fit(config, &node.key, &node.place, problems, |node: &Node| -> Result<_, Fault> { make(node) })
+        }
+        Factory::Made(_) if failed => None,
+        Factory::Made(make) => checked(make(config.to_json()), node, config, problems),
+    };
+    made.filter(|_| !failed)
+}
+
+fn checked<T>(result: Result<T>, node: &NodeSpec, config: &Node, problems: &mut Vec<Problem>) -> Option<T> {
+    result.map_err(|error| problems.push(at_node(node, config, &error))).ok()
+}
+
+/// What can be known of guarantees without asking anybody.
+fn check_delivery(document: &Document, nodes: &[Option<Kind>], problems: &mut Vec<Problem>) {
+    let everywhere = document.settings.as_ref().and_then(|s| s.delivery);
+    let atomic = |sink: &dyn Sink| sink.commit_mode() == CommitMode::Atomic;
+    let mut sinks = document.nodes.iter().zip(nodes).filter_map(|(node, kind)| match kind {
+        Some(Kind::Sink(sink)) if atomic(&**sink) => Some(node),
+        _ => None,
+    });
+    let Some(first) = sinks.next() else { return };
+    for node in sinks {
+        if node.delivery.or(everywhere) == Some(Delivery::ExactlyOnce) {
+            problems.push(
+                Problem::new(
+                    &node.place,
+                    &node.key,
+                    format!(
+                        "{} and {} ({}) can't both be exactly once: each commits in a transaction of its own \
+                         target, and only one of them can carry the positions",
+                        quoted(&node.name),
+                        quoted(&first.name),
+                        first.place,
+                    ),
+                )
+                .help(format!(
+                    "give {} `delivery: at_least_once`, or write it from a pipeline of its own",
+                    quoted(&node.name)
+                )),
+            );
+        }
+    }
+}
+
+fn assemble(
+    spec: &Spec,
+    document: &Document,
+    nodes: Vec<Option<Kind>>,
+    letters: Option<Kind>,
+) -> Result<Pipeline> {
+    let settings =
+        document.settings.as_ref().ok_or_else(|| Error::internal("a spec without problems or settings"))?;
+    let mut builder = Pipeline::builder(settings.name.as_str());
+    for (node, kind) in document.nodes.iter().zip(nodes) {
+        let kind = kind.ok_or_else(|| Error::internal("a node without problems or value"))?;
+        let inputs = node.inputs.iter().map(|(input, _)| input.clone()).collect();
+        builder = builder.node(node.name.clone(), kind, inputs, node.delivery);
+    }
+    let action = match (document.on_error.action, letters) {
+        (ActionWritten::DeadLetter, Some(Kind::Sink(sink))) => Action::DeadLetter(sink),
+        (ActionWritten::DeadLetter, _) => {
+            return Err(Error::internal("dead letters without problems or sink"));
+        }
+        (ActionWritten::Skip, _) => Action::Skip,
+        (ActionWritten::Fail, _) => Action::Fail,
+    };
+    builder = builder.on_error(OnError {
+        action,
+        max_rows: document.on_error.max_rows,
+        max_share: document.on_error.max_share,
+    });
+    builder = keep_state(builder, spec, &settings.checkpoint, &settings.name)?;
+    if let Some(delivery) = settings.delivery {
+        builder = builder.delivery(delivery);
+    }
+    if let Some(again) = settings.again {
+        builder = builder.again(again);
+    }
+    if let Some(restart) = &settings.restart {
+        builder = builder.restart(restart.into());
+    }
+    if let Some(lanes) = settings.parallelism {
+        builder = builder.parallelism(lanes.get());
+    }
+    if let Some(rows) = settings.batch_rows {
+        builder = builder.batch_rows(rows.get());
+    }
+    let bytes = |size: super::ByteSize| usize::try_from(size.0).unwrap_or(usize::MAX);
+    if let Some(size) = settings.memory {
+        builder = builder.memory_limit(bytes(size));
+    }
+    if let Some(size) = settings.edge_bytes {
+        builder = builder.edge_bytes(bytes(size));
+    }
+    if let Some(idle) = settings.idle_after {
+        builder = builder.idle_after(idle.into());
+    }
+    if let Some(dir) = &settings.spill_in {
+        builder = builder.spill_in(dir);
+    }
+    builder.build()
+}
+
+/// In memory, in a directory or in an object store; below the path each pipeline has a place of its
+/// own, so that several may name the same.
+fn keep_state(
+    mut builder: PipelineBuilder,
+    spec: &Spec,
+    checkpoint: &CheckpointWritten,
+    name: &str,
+) -> Result<PipelineBuilder> {
+    let every = checkpoint.every.map_or_else(|| builder.every(), Into::into);
+    if checkpoint.in_memory {
+        return Ok(builder.checkpoint_in_memory().epoch_every(every));
+    }
+    let path = match &checkpoint.path {
+        Some(path) => path.clone(),
+        None => resolve(STATE, &spec.file),
+    };
+    match path.split_once("://") {
+        None => builder = builder.checkpoint(Path::new(&path).join(name), every),
+        Some(("file", local)) => builder = builder.checkpoint(Path::new(local).join(name), every),
+        Some(_) => {
+            let log = Log::open(&path, &checkpoint.storage)?;
+            builder = builder.checkpoint_store(log.store.0, log.prefix.join(name), every);
+        }
+    }
+    Ok(builder)
+}
