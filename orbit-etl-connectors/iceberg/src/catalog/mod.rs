@@ -42,6 +42,7 @@ const DEFAULT_NAME: &str = "default";
 /// catalog's clones its tables.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(from = "Config")]
+#[schemars(with = "Config")]
 pub struct IcebergCatalog {
     config: Config,
     open: Arc<OnceCell<Opened>>,
@@ -50,7 +51,6 @@ pub struct IcebergCatalog {
 /// Where tables are looked up.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
-#[schemars(rename = "IcebergCatalog")]
 enum Config {
     /// A server that speaks the Iceberg REST protocol.
     Rest {

@@ -1,6 +1,8 @@
 //! Tables as a sink.
 
 mod create;
+#[cfg(test)]
+mod faults;
 mod plan;
 mod record;
 mod session;
@@ -43,9 +45,9 @@ pub enum Mode {
     /// Each epoch adds its rows.
     #[default]
     Append,
-    /// The rows replace all that the table has. Not built yet: refused.
+    /// The rows replace all that the table has. Refused, see [`IcebergSink`].
     Overwrite,
-    /// Rows replace those with the same keys. Not built yet: refused.
+    /// Rows replace those with the same keys. Refused, see [`IcebergSink`].
     Upsert,
 }
 
@@ -94,6 +96,12 @@ pub enum Compression {
 /// A run begins with a snapshot of its own, without rows, which ends older runs. A table that isn't there
 /// is made then, empty, and with [`SchemaMode::Merge`] it gets the columns that it lacks. An epoch without
 /// rows makes a snapshot too, which records it.
+///
+/// # What it can't
+///
+/// The sink only appends. [`Mode::Overwrite`] and [`Mode::Upsert`] are refused as unsupported before
+/// anything is touched: transactions of the `iceberg` crate can add data files and nothing else, and a
+/// catalog takes no commit that another crate has made.
 ///
 /// # Several pipelines
 ///
@@ -342,7 +350,7 @@ impl Connector for IcebergSink {
         if self.mode != Mode::Append {
             return Err(Error::unsupported("an Iceberg sink can only append")
                 .with("option", "mode")
-                .remedy("use `mode: append`; a Delta sink can overwrite"));
+                .remedy("use `mode: append`; a Delta sink can overwrite and merge"));
         }
         for (option, is_zero) in [
             ("target_file_size", self.target_file_size == 0),

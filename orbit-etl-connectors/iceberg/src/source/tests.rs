@@ -175,6 +175,31 @@ async fn another_run_reads_what_was_appended_since() {
 }
 
 #[tokio::test]
+async fn what_has_expired_is_told() {
+    use iceberg::transaction::{ApplyTransactionAction, Transaction};
+
+    let lake = Lake::new();
+    let first = lake.append(1, rows(0, 3)).await;
+    let (cx, source) = (context().unwrap(), lake.source());
+    let (_, position) = after(&source, None).await;
+    let told = splits_of(&cx, &lake.source().snapshot(first)).await;
+    lake.append(2, rows(3, 5)).await;
+    let table = lake.table().await;
+    let expire = Transaction::new(&table);
+    let expire = expire.expire_snapshots().expire_older_than_ms(i64::MAX).retain_last(1).apply(expire).unwrap();
+    expire.commit(lake.catalog.open().await.unwrap().catalog.as_ref()).await.unwrap();
+    assert_eq!(all(&lake.source()).await, [0, 1, 2, 3, 4]);
+    let gone = lake.source().snapshot(first).streams(&cx).await.unwrap_err();
+    assert_eq!((gone.kind(), gone.is_retryable()), (ErrorKind::NotFound, false));
+    // Neither what was listed before nor what came after it can be told any more.
+    let scan = [ScanRequest::all(StreamId(0), 64)];
+    let gone = lake.source().open(&cx, &told[0], None, &scan).await.err().unwrap();
+    assert_eq!(gone.kind(), ErrorKind::NotFound, "{gone}");
+    let gone = lake.source().splits(&cx, Some(&position)).await.err().unwrap();
+    assert_eq!(gone.kind(), ErrorKind::NotFound, "{gone}");
+}
+
+#[tokio::test]
 async fn a_position_is_of_its_own_snapshot() {
     let lake = Lake::new();
     lake.append(1, rows(0, 200)).await;
@@ -280,6 +305,17 @@ async fn deleted_rows_do_not_come() {
 }
 
 #[tokio::test]
+async fn deletes_of_an_unknown_form_are_named() {
+    let lake = Lake::new();
+    let before = lake.append(1, rows(0, 10)).await;
+    delete(&lake, "vector", &rows(2, 5)).await;
+    let refused = lake.source().splits(&context().unwrap(), None).await.err().unwrap();
+    assert_eq!(refused.kind(), ErrorKind::Unsupported, "{refused}");
+    assert!(refused.context("file").unwrap().ends_with("deletes-vector.puffin"));
+    assert_eq!(all(&lake.source().snapshot(before)).await.len(), 10);
+}
+
+#[tokio::test]
 async fn filters_leave_files_out() {
     let lake = Lake::new();
     let sink = lake.sink().partition_by([PartitionBy::new("id", "bucket[8]")]);
@@ -332,7 +368,7 @@ async fn delete(lake: &Lake, how: &str, gone: &RecordBatch) {
     let gone = gone.column(0).as_primitive::<Int64Type>().values().to_vec();
     let field = |id, name: &str, of| NestedField::required(id, name, Type::Primitive(of)).into();
     let (fields, columns): (Vec<_>, Vec<array58::ArrayRef>) = match how {
-        "position" => (
+        "position" | "vector" => (
             vec![
                 field(2_147_483_546, "file_path", PrimitiveType::String),
                 field(2_147_483_545, "pos", PrimitiveType::Long),
@@ -354,7 +390,8 @@ async fn delete(lake: &Lake, how: &str, gone: &RecordBatch) {
     let mut writer = ArrowWriter::try_new(&mut bytes, arrow, None).unwrap();
     writer.write(&batch).unwrap();
     writer.close().unwrap();
-    let at = format!("{}/data/deletes-{how}.parquet", table.metadata().location());
+    let ending = if how == "vector" { "puffin" } else { "parquet" };
+    let at = format!("{}/data/deletes-{how}.{ending}", table.metadata().location());
     let size = bytes.len() as u64;
     table.file_io().new_output(&at).unwrap().write(bytes.into()).await.unwrap();
     let mut file = DataFileBuilder::default();
@@ -365,7 +402,7 @@ async fn delete(lake: &Lake, how: &str, gone: &RecordBatch) {
         .record_count(gone.len() as u64)
         .file_size_in_bytes(size);
     match how {
-        "position" => file.content(DataContentType::PositionDeletes),
+        "position" | "vector" => file.content(DataContentType::PositionDeletes),
         _ => file.content(DataContentType::EqualityDeletes).equality_ids(Some(vec![1])),
     };
     commit_deletes(lake, &table, file.build().unwrap()).await;

@@ -56,6 +56,13 @@ impl Stores {
         Self { options: Arc::new(options), open: Arc::default() }
     }
 
+    /// With one store in the place of a bucket's, such as `s3://bucket`.
+    #[cfg(test)]
+    pub(crate) fn of(bucket: &str, store: Arc<dyn ObjectStore>) -> Self {
+        let open = HashMap::from([(bucket.to_owned(), store)]);
+        Self { options: Arc::default(), open: Arc::new(Mutex::new(open)) }
+    }
+
     /// The names of the files in a folder, from `offset` on.
     pub(crate) async fn list(&self, folder: &str, offset: &str) -> Result<Vec<String>> {
         let (store, prefix) = self.object(folder)?;
