@@ -114,8 +114,8 @@ fn show(what: &str, batches: Vec<RecordBatch>) -> Result<()> {
     Ok(())
 }
 
-/// Changes of the first orders, as a database's log would tell them: each tenth is gone, each other
-/// fifth was delivered; and some are new.
+/// Changes of the first orders, as a database's log would tell them: one in ten is gone, one in ten was
+/// delivered; and some are new.
 fn changes() -> Result<RecordBatch> {
     let mut rows = Vec::new();
     for (i, order) in OrderGenerator::new(SCALE, 1, PARTS).iter().take(2_000).enumerate() {

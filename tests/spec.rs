@@ -209,7 +209,12 @@ sinks:
     let keys: Vec<_> = error.problems().iter().map(|p| (p.line(), p.key())).collect();
     assert_eq!(
         keys,
-        [(4, "sources.old.snapshto"), (14, "sources.all.poll"), (18, "sinks.more.catalog"), (20, "sinks.more.mode")],
+        [
+            (4, "sources.old.snapshto"),
+            (14, "sources.all.poll"),
+            (18, "sinks.more.catalog"),
+            (20, "sinks.more.mode")
+        ],
         "{error}"
     );
     assert!(!error.to_string().contains("hunter"), "{error}");

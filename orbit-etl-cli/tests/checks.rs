@@ -142,7 +142,10 @@ fn a_new_spec_is_right_but_for_what_is_to_be_filled_in() {
     // Nothing of the user's is overwritten.
     desk.orbit(&["init", "new.yaml"]).coded(1);
     let text = desk.orbit(&["init", "--sink", "iceberg"]).coded(0);
-    assert!(text.contains("  catalog: {type: rest, uri: <uri>}") && text.contains("  table: <table>"), "{text}");
+    assert!(
+        text.contains("  catalog: {type: rest, uri: <uri>}") && text.contains("  table: <table>"),
+        "{text}"
+    );
     let done = desk.orbit(&["init", "--source", "postgrse"]);
     done.coded(2);
     assert!(done.err.contains("there is no source of type postgrse"), "{}", done.err);

@@ -153,6 +153,7 @@ impl IcebergCatalog {
 
     /// A catalog in a database, in the two tables that other clients use as well: `sqlite://` with a
     /// path, or `postgresql://`. Needs a [`warehouse`](Self::warehouse), and the cargo feature `sql`.
+    /// Those two tables, and SQLite's file, are made when the catalog is first looked into.
     pub fn sql(uri: impl Into<String>) -> Self {
         Config::Sql {
             uri: SecretString::from(uri.into()),

@@ -186,7 +186,8 @@ async fn what_has_expired_is_told() {
     lake.append(2, rows(3, 5)).await;
     let table = lake.table().await;
     let expire = Transaction::new(&table);
-    let expire = expire.expire_snapshots().expire_older_than_ms(i64::MAX).retain_last(1).apply(expire).unwrap();
+    let expire =
+        expire.expire_snapshots().expire_older_than_ms(i64::MAX).retain_last(1).apply(expire).unwrap();
     expire.commit(lake.catalog.open().await.unwrap().catalog.as_ref()).await.unwrap();
     assert_eq!(all(&lake.source()).await, [0, 1, 2, 3, 4]);
     let gone = lake.source().snapshot(first).streams(&cx).await.unwrap_err();
