@@ -45,9 +45,9 @@ pub enum Mode {
     /// Each epoch adds its rows.
     #[default]
     Append,
-    /// The rows replace all that the table has. Refused, see [`IcebergSink`].
+    /// The rows replace all that the table has. Refused: an Iceberg sink can only append.
     Overwrite,
-    /// Rows replace those with the same keys. Refused, see [`IcebergSink`].
+    /// Rows replace those with the same keys. Refused: an Iceberg sink can only append.
     Upsert,
 }
 

@@ -210,6 +210,35 @@ async fn what_does_not_fit_is_refused_before_anything_is_made() {
     assert_eq!(sink.open(&cx, &two).await.map(drop).unwrap_err().kind(), ErrorKind::Config);
 }
 
+/// Each with a catalog of its own, as in other processes.
+#[cfg(feature = "sql")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pipelines_append_to_one_table_at_the_same_time() {
+    const WRITERS: i64 = 4;
+    const EPOCHS: i64 = 5;
+    let dir = TempDir::new().unwrap();
+    let at = dir.path().display().to_string();
+    let catalog =
+        move || IcebergCatalog::sql(format!("sqlite://{at}/catalog.db")).warehouse(format!("{at}/lake"));
+    let writers = (0..WRITERS).map(|writer| {
+        let sink = IcebergSink::append(catalog(), "ns.t");
+        tokio::spawn(async move {
+            let lineage = orbit_etl_core::Lineage { sink: format!("out{writer}"), ..Run::lineage(1) };
+            let stream = StreamInfo::new("rows", ids(0, 1).schema());
+            let mut run = Run::start_as(&context().unwrap(), &sink, &[stream], lineage).await.unwrap();
+            for epoch in 0..EPOCHS {
+                let from = (writer * EPOCHS + epoch) * 10;
+                run.epoch(1 + epoch as u64, &[ids(from, from + 10)]).await.unwrap();
+            }
+        })
+    });
+    for writer in writers.collect::<Vec<_>>() {
+        writer.await.unwrap();
+    }
+    let all = visible(&catalog()).await;
+    assert_eq!(all.column(0).as_ref(), ids(0, WRITERS * EPOCHS * 10).column(0).as_ref());
+}
+
 #[tokio::test]
 async fn files_end_at_the_target_size() {
     let (dir, catalog) = lake();
