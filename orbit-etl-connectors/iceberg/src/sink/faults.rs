@@ -99,7 +99,7 @@ impl ObjectStore for Faults {
             Turn::Refused => once(async { Err(no_answer()) }).boxed(),
             Turn::Lost => {
                 let done = self.inner.delete_stream(paths).collect::<Vec<_>>();
-                once(async { done.await }).map(|_| Err(no_answer())).boxed()
+                once(done).map(|_| Err(no_answer())).boxed()
             }
         }
     }
