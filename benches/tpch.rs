@@ -1,8 +1,9 @@
-//! TPC-H lineitem through files and Delta tables, against plain DataFusion, the `deltalake` crate and the
+//! TPC-H lineitem through files, Delta tables and Iceberg tables, against plain DataFusion, the `deltalake` crate and the
 //! peers that Python brings along.
 //!
-//! `cargo bench --bench tpch -- [CASE…] [--rounds N] [--scale S] [--peers PYTHON]`. Every run is a process of its own, two threads each; contestants alternate within
-//! a round. Printed are the medians, their ratio to DataFusion's, and the highest resident memory.
+//! `cargo bench --bench tpch -- [CASE…] [--rounds N] [--scale S] [--peers PYTHON]`. Every run is a process
+//! of its own, two threads each; contestants alternate within a round. Printed are the medians, their ratio
+//! to the first contestant's, and the highest resident memory.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -30,9 +31,15 @@ use url::Url;
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 const THREADS: usize = 2;
-/// With a column of text that hardly repeats, and without; then Delta tables.
-const CASES: [&str; 5] =
-    ["csv_to_parquet", "parquet_to_parquet", "parquet_to_parquet_numbers", "csv_to_delta", "delta_merge"];
+/// With a column of text that hardly repeats, and without; then tables.
+const CASES: [&str; 6] = [
+    "csv_to_parquet",
+    "parquet_to_parquet",
+    "parquet_to_parquet_numbers",
+    "csv_to_delta",
+    "csv_to_iceberg",
+    "delta_merge",
+];
 /// How many changes are merged: four of five rows are there, the others are new.
 const CHANGES: usize = 100_000;
 const KEYS: [&str; 2] = ["l_orderkey", "l_linenumber"];
@@ -99,7 +106,7 @@ fn contest(arguments: &[String]) -> Result<(), Failure> {
     for case in cases {
         let contestants = contestants(case, python.is_some());
         let input = match case {
-            "csv_to_parquet" | "csv_to_delta" => csv.clone(),
+            "csv_to_parquet" | "csv_to_delta" | "csv_to_iceberg" => csv.clone(),
             "delta_merge" => home.join("changes"),
             _ => home.join("parquet"),
         };
@@ -143,6 +150,7 @@ fn contestants(case: &str, peers: bool) -> Vec<&'static str> {
     let (own, foreign): (&[&str], &[&str]) = match case {
         // Our own way into Parquet files.
         "csv_to_delta" => (&["files", "orbit"], &["polars"]),
+        "csv_to_iceberg" => (&["files", "orbit"], &[]),
         "delta_merge" => (&["deltalake", "orbit"], &[]),
         _ => (&["datafusion", "orbit"], &["duckdb", "polars"]),
     };
@@ -233,6 +241,9 @@ async fn orbit(case: &str, input: &str, output: &str) -> Result<(), Failure> {
     }
     let builder = match case {
         "csv_to_delta" => builder.sink("out", DeltaSink::append(output)),
+        "csv_to_iceberg" => {
+            builder.sink("out", IcebergSink::append(IcebergCatalog::memory(output), "tpch.lineitem"))
+        }
         // Another sink has made the table, so this one has another name.
         "delta_merge" => builder.sink("merge", DeltaSink::merge(output, KEYS)),
         _ => {

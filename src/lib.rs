@@ -35,7 +35,8 @@
 //! | `sql` | [`transforms::sql`]: SQL on DataFusion | yes |
 //! | `delta` | [`connectors::delta`]: Delta Lake tables | |
 //! | `generate` | [`connectors::generate`]: made-up rows, for tests and demonstrations | |
-//! | `s3`, `gcs`, `azure`, `http` | `s3://`, `gs://`, `az://`, `http(s)://` for files; `s3://` for `delta` too | |
+//! | `iceberg`, `iceberg-sql` | [`connectors::iceberg`]: Iceberg tables; catalogs in SQLite and PostgreSQL | |
+//! | `s3`, `gcs`, `azure`, `http` | `s3://`, `gs://`, `az://`, `http(s)://` for files; `s3://` for `delta` and `iceberg` too | |
 //! | `full` | all of these | |
 //! | `failpoints` | lets the environment abort the process at a named point; for crash tests alone | |
 
@@ -59,6 +60,8 @@ pub mod prelude {
     pub use orbit_etl_connectors::delta::{DeltaSink, DeltaSource};
     #[cfg(feature = "files")]
     pub use orbit_etl_connectors::files::{FilesSink, FilesSource};
+    #[cfg(feature = "iceberg")]
+    pub use orbit_etl_connectors::iceberg::{IcebergCatalog, IcebergSink, IcebergSource};
     pub use orbit_etl_core::host::{ChannelSink, FnSink, Map, StreamSource};
     pub use orbit_etl_core::memory::{MemorySink, MemorySource, MemoryTable};
     pub use orbit_etl_core::{Again, Delivery, OnError, Pipeline, Restart};

@@ -9,6 +9,7 @@ use std::time::Duration;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use orbit_etl::connectors::delta::{DeltaSink, Mode as DeltaMode};
 use orbit_etl::connectors::files::Mode;
+use orbit_etl::connectors::iceberg::PartitionBy;
 use orbit_etl::prelude::*;
 use serde_json::{Value, json};
 
@@ -33,6 +34,8 @@ pub(crate) struct Job {
     pub(crate) rejects: bool,
     /// Whether each load takes the place of the one before.
     pub(crate) overwrite: bool,
+    /// Whether the lake is an Iceberg table.
+    pub(crate) iceberg: bool,
     /// A folder in an object store that is the lake, instead of the one on the disk.
     pub(crate) lake_url: Option<String>,
     /// Whether, and how, the lake is a Delta table.
@@ -94,6 +97,7 @@ impl Job {
             partitioned: false,
             rejects: false,
             overwrite: false,
+            iceberg: false,
             lake_url: None,
             delta: None,
         }
@@ -123,9 +127,10 @@ impl Job {
             OnError::fail()
         };
         let builder = Pipeline::builder("load").source("files", Paced::new(self.source(), pace));
-        let builder = match self.delta {
-            Some(mode) => builder.sink("lake", self.delta_sink(mode)),
-            None => builder.sink("lake", self.files_sink()),
+        let builder = match (self.delta, self.iceberg) {
+            (Some(mode), _) => builder.sink("lake", self.delta_sink(mode)),
+            (None, true) => builder.sink("lake", self.iceberg_sink()),
+            (None, false) => builder.sink("lake", self.files_sink()),
         };
         builder
             .on_error(on_error)
@@ -161,6 +166,20 @@ impl Job {
         lake
     }
 
+    /// The catalog of the lake that is an Iceberg table, opened anew.
+    pub(crate) fn catalog(&self) -> IcebergCatalog {
+        let uri = format!("sqlite://{}", self.home.join("catalog.db").display());
+        IcebergCatalog::sql(uri).warehouse(self.lake().display().to_string())
+    }
+
+    fn iceberg_sink(&self) -> IcebergSink {
+        let sink = IcebergSink::append(self.catalog(), "load.rows");
+        match self.partitioned {
+            true => sink.partition_by([PartitionBy::new("region", "identity")]),
+            false => sink,
+        }
+    }
+
     pub(crate) fn to_json(&self) -> Value {
         json!({
             "input": self.input,
@@ -168,6 +187,7 @@ impl Job {
             "partitioned": self.partitioned,
             "rejects": self.rejects,
             "overwrite": self.overwrite,
+            "iceberg": self.iceberg,
             "lake_url": self.lake_url,
             "delta": self.delta,
         })
@@ -181,6 +201,7 @@ impl Job {
             partitioned: json["partitioned"].as_bool().unwrap(),
             rejects: json["rejects"].as_bool().unwrap(),
             overwrite: json["overwrite"].as_bool().unwrap(),
+            iceberg: json["iceberg"].as_bool().unwrap(),
             lake_url: json["lake_url"].as_str().map(str::to_owned),
             delta: serde_json::from_value(json["delta"].clone()).unwrap(),
         }

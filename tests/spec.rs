@@ -164,6 +164,58 @@ sinks:
 }
 
 #[test]
+fn iceberg_tables_are_written_down_by_these_names() {
+    let text = "
+name: p
+sources:
+  old: {type: iceberg, catalog: {type: rest, uri: 'https://x', warehouse: lake, token: hunter1}, table: a.b, snapshot: 7}
+  then: {type: iceberg, catalog: {type: sql, uri: 'postgresql://me:hunter2@x/db', warehouse: lake, name: n}, table: a.b,
+    timestamp: 2026-01-31T12:00:00Z}
+  all:
+    type: iceberg
+    catalog: {type: rest, uri: 'https://x', properties: {scope: hunter3}, storage: {secret_access_key: hunter4}}
+    table: a.b
+    reference: main
+    from_snapshot: 3
+    follow: true
+    poll: 5s
+sinks:
+  more:
+    type: iceberg
+    catalog: {type: memory, warehouse: lake}
+    table: 'out.{stream}'
+    mode: append
+    schema_mode: merge
+    partition_by: [{column: day, transform: month}, {column: id}]
+    properties: {write.metadata.previous-versions-max: '10'}
+    compression: snappy
+    target_file_size: 64MiB
+    inputs: [old, then, all]
+";
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("p.yaml");
+    fs::write(&file, text).unwrap();
+    let spec = Loader::new().load(&file).unwrap();
+    let pipeline = spec.build(&registry()).unwrap_or_else(|e| panic!("{e}"));
+    let shown = format!("{pipeline:#?}\n{spec:?}\n{}", spec.to_yaml(&registry()));
+    assert!(shown.contains("write.metadata") && !shown.contains("hunter"), "{shown}");
+    // A path is relative to the file; a server's warehouse is no path.
+    let lake = folder.path().join("lake").display().to_string();
+    assert!(shown.contains(&format!("warehouse: {lake:?}")), "{shown}");
+    assert!(shown.contains("\"lake\""), "{shown}");
+    let text = text.replace("snapshot: 7", "snapshto: 7").replace("poll: 5s", "poll: 5");
+    let text = text.replace("type: memory", "type: hive");
+    let error = Loader::new().parse(&text, Syntax::Yaml).unwrap().build(&registry()).unwrap_err();
+    let keys: Vec<_> = error.problems().iter().map(|p| (p.line(), p.key())).collect();
+    assert_eq!(
+        keys,
+        [(4, "sources.old.snapshto"), (14, "sources.all.poll"), (18, "sinks.more.catalog.type")],
+        "{error}"
+    );
+    assert!(!error.to_string().contains("hunter"), "{error}");
+}
+
+#[test]
 fn mistakes_in_built_in_types_are_told_all_at_once() {
     let text = "
 name: p

@@ -89,6 +89,15 @@ fn placeholder(key: &str, about: &Value, definitions: &Value) -> String {
         .and_then(|reference| definitions.get(reference.strip_prefix("#/$defs/")?))
         .unwrap_or(about);
     let choices = ["oneOf", "anyOf"].iter().find_map(|k| about[*k].as_array()).into_iter().flatten();
+    // One of several maps: the first with what it needs.
+    if let Some(choice) = choices.clone().find(|choice| choice["properties"].is_object()) {
+        let required = choice["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let part = |key| match choice["properties"][key]["const"].as_str() {
+            Some(fixed) => format!("{key}: {fixed}"),
+            None => format!("{key}: <{key}>"),
+        };
+        return format!("{{{}}}", required.map(part).collect::<Vec<_>>().join(", "));
+    }
     let first = choices
         .filter_map(|choice| choice["const"].as_str().or_else(|| choice["enum"].get(0)?.as_str()))
         .next()

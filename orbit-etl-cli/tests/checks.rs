@@ -141,6 +141,11 @@ fn a_new_spec_is_right_but_for_what_is_to_be_filled_in() {
     desk.orbit(&["validate", "new.yaml"]).coded(0);
     // Nothing of the user's is overwritten.
     desk.orbit(&["init", "new.yaml"]).coded(1);
+    let text = desk.orbit(&["init", "--sink", "iceberg"]).coded(0);
+    assert!(
+        text.contains("  catalog: {type: rest, uri: <uri>}") && text.contains("  table: <table>"),
+        "{text}"
+    );
     let done = desk.orbit(&["init", "--source", "postgrse"]);
     done.coded(2);
     assert!(done.err.contains("there is no source of type postgrse"), "{}", done.err);
@@ -151,7 +156,9 @@ fn what_there_is_can_be_listed() {
     let desk = desk();
     let types = desk.orbit(&["connectors", "--format", "json"]).json(0);
     assert_eq!(types["transforms"], json!(["sql"]));
-    assert!(types["sources"].as_array().unwrap().contains(&json!("delta")), "{types}");
+    for connector in ["delta", "iceberg"] {
+        assert!(types["sources"].as_array().unwrap().contains(&json!(connector)), "{types}");
+    }
     let schema = desk.orbit(&["schema"]).json(0);
     assert!(schema["$defs"]["Sink.files"].is_object());
     assert!(desk.orbit(&["completions", "bash"]).coded(0).contains("complete -F"));

@@ -5,6 +5,7 @@
 //! | `delta` | a version, new versions, changes; exact replay (changes: whole versions) | append, merge, overwrite (all or `replace_where`); staged |
 //! | `files` | CSV, JSON lines, Parquet, Avro, Arrow IPC; exact replay | the same formats; staged |
 //! | `generate` | made-up rows, the same for the same seed; exact replay | |
+//! | `iceberg` | a snapshot, what was appended since; exact replay | append; staged |
 
 #[cfg(feature = "delta")]
 #[doc(inline)]
@@ -15,6 +16,9 @@ pub use orbit_etl_connector_files as files;
 #[cfg(feature = "generate")]
 #[doc(inline)]
 pub use orbit_etl_connector_generate as generate;
+#[cfg(feature = "iceberg")]
+#[doc(inline)]
+pub use orbit_etl_connector_iceberg as iceberg;
 
 use orbit_etl_core::Registry;
 
@@ -32,4 +36,8 @@ pub fn register_enabled(registry: &mut Registry) {
     registry.add_source::<generate::GenerateSource>("generate");
     #[cfg(not(feature = "generate"))]
     registry.add_absent("generate", "generate");
+    #[cfg(feature = "iceberg")]
+    registry.add_source::<iceberg::IcebergSource>("iceberg").add_sink::<iceberg::IcebergSink>("iceberg");
+    #[cfg(not(feature = "iceberg"))]
+    registry.add_absent("iceberg", "iceberg");
 }

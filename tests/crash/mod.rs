@@ -4,6 +4,7 @@ mod chains;
 mod child;
 mod delta;
 mod doubles;
+mod iceberg;
 mod kill;
 mod overwrite;
 mod steps;

@@ -8,7 +8,7 @@ use serde_json::{Map, Value as Json, json};
 
 use super::document::{OnErrorWritten, Settings};
 use super::problem::Problem;
-use super::tree::{Node, Value, join};
+use super::tree::{Entry, Node, Value, join};
 use crate::pipeline::Delivery;
 use crate::registry::Registry;
 
@@ -129,6 +129,7 @@ fn visit(node: &mut Node, schemas: &[&Json], root: &Json, key: &str, problems: &
             }
         }
         Value::Map(entries) => {
+            all.retain(|schema| !is_another(schema, entries));
             for entry in entries {
                 let inner: Vec<&Json> = all
                     .iter()
@@ -142,6 +143,18 @@ fn visit(node: &mut Node, schemas: &[&Json], root: &Json, key: &str, problems: &
         }
         Value::Null | Value::Bool(_) | Value::Integer(_) | Value::Float(_) => {}
     }
+}
+
+/// Whether a schema is one of several choices, and another one than a map makes: by a key such as
+/// `type` that has a fixed text.
+fn is_another(schema: &Json, entries: &[Entry]) -> bool {
+    entries.iter().any(|entry| {
+        let fixed = schema.get("properties").and_then(|p| p.get(&entry.key)).and_then(|own| own.get("const"));
+        match (fixed.and_then(Json::as_str), entry.node.as_text()) {
+            (Some(fixed), Some(text)) => text.value != fixed,
+            _ => false,
+        }
+    })
 }
 
 /// A schema and all that it is put together from.
