@@ -7,6 +7,7 @@ use super::lanes::Deal;
 use super::options::Again;
 use super::plan::{Plan, PlanNode, Role};
 use crate::connector::StreamInfo;
+use crate::fault::MaxRejects;
 use crate::source::FilterPushdown;
 use crate::transform::Distribution;
 
@@ -28,7 +29,7 @@ pub struct Explanation {
 pub struct ExplainedNode {
     /// The node's name.
     pub name: String,
-    /// `source`, `transform`, `sink` or `dead letters`.
+    /// `source`, `transform`, `sink`, `fallback` or `dead letters`.
     pub role: &'static str,
     /// What the node says of itself.
     pub summary: String,
@@ -101,7 +102,7 @@ fn explain_node(plan: &Plan, node: &PlanNode) -> ExplainedNode {
                 notes.push(format!("runs in the task of {}", plan.nodes[*before].name));
             }
         }
-        Role::Sink { mode, guarantee: promised, deals, .. } => {
+        Role::Sink { mode, guarantee: promised, deals, stands_in, .. } => {
             notes.push(format!("commit: {mode}"));
             for (deal, input) in deals.iter().zip(&node.inputs) {
                 let name = &input.stream.name;
@@ -116,8 +117,22 @@ fn explain_node(plan: &Plan, node: &PlanNode) -> ExplainedNode {
                     }
                 }
             }
+            if let Some(fallback) = plan.nodes.iter().position(|n| n.name == node.name).and_then(|i| plan.fallback_of(i)) {
+                notes.push(format!("fallback: {}", plan.nodes[fallback].name));
+            }
+            if let Some(sink) = stands_in {
+                notes.push(format!("takes what {} can't", plan.nodes[*sink].name));
+            }
             guarantee = Some(promised.clone());
         }
+    }
+    notes.extend(node.guards.notes());
+    if let Some(MaxRejects { rows, share, window }) = node.max_rejects {
+        let rows = rows.map(|rows| format!("{rows} rows"));
+        let share = share.map(|share| format!("a share of {share}"));
+        let of = window.map_or("in a run".to_owned(), |window| format!("of the last {window} rows"));
+        let most: Vec<_> = rows.into_iter().chain(share).collect();
+        notes.push(format!("rejects at most {} {of}", most.join(" and ")));
     }
     ExplainedNode {
         name: node.name.clone(),

@@ -21,5 +21,5 @@ pub use options::{Again, Delivery, OnError, Restart};
 pub use output::{Collected, Output};
 pub use run::Running;
 
-pub(crate) use graph::{DEAD_LETTERS, Kind};
+pub(crate) use graph::{DEAD_LETTERS, Kind, NodeOptions};
 pub(crate) use options::Action;

@@ -7,7 +7,7 @@ use crate::connector::{ConnectorInfo, StreamInfo};
 use crate::context::Context;
 use crate::error::{Error, Result, ResultExt};
 use crate::event::StreamId;
-use crate::fault::dead_letter_schema;
+use crate::fault::{GuardOptions, MaxRejects, dead_letter_schema};
 use crate::pipeline::delivery::{self, Guarantee};
 use crate::pipeline::graph::{DEAD_LETTERS, Graph, Kind, split_reference};
 use crate::pipeline::lanes::Deal;
@@ -37,6 +37,8 @@ pub(crate) struct PlanNode {
     /// What others can read; empty for sinks.
     pub(crate) outputs: Vec<StreamInfo>,
     pub(crate) lanes: usize,
+    pub(crate) guards: GuardOptions,
+    pub(crate) max_rejects: Option<MaxRejects>,
 }
 
 #[derive(Debug, Clone)]
@@ -73,6 +75,8 @@ pub(crate) enum Role {
         /// By input: how its rows reach the lanes.
         deals: Vec<Deal>,
         dead_letters: bool,
+        /// The sink whose rows it takes when that one can't.
+        stands_in: Option<usize>,
     },
 }
 
@@ -110,10 +114,16 @@ impl Plan {
                 Kind::Sink(sink) => plan_sink(sink, inputs),
             };
             let (info, role, inputs, outputs) = planned.with("node", &node.name)?;
-            nodes.push(PlanNode { name: node.name.clone(), info, role, inputs, outputs, lanes: 1 });
+            nodes.push(PlanNode { name: node.name.clone(), info, role, inputs, outputs, lanes: 1, guards: node.options.guards.clone(), max_rejects: node.options.max_rejects });
         }
         push_down(&mut nodes, cx).await?;
         settle_transforms(&mut nodes, cx).await?;
+        for (i, node) in graph.nodes.iter().enumerate() {
+            if let Some((name, sink)) = &node.options.fallback {
+                let planned = fallback_node(name, sink, i, &nodes[i]).with("node", name)?;
+                nodes.push(planned);
+            }
+        }
         if let Action::DeadLetter(sink) = &options.on_error.action {
             nodes.push(dead_letter_node(sink));
         }
@@ -121,6 +131,11 @@ impl Plan {
         let mut plan = Self { again: settle_again(&nodes, options)?, held, keeper: keeper(&nodes), nodes };
         plan.check_bounds()?;
         plan.lay_out(options.parallelism);
+        for i in 0..plan.nodes.len() {
+            if let Role::Sink { stands_in: Some(sink), .. } = plan.nodes[i].role {
+                plan.nodes[i].lanes = plan.nodes[sink].lanes;
+            }
+        }
         delivery::settle(&mut plan, graph, options)?;
         Ok(plan)
     }
@@ -144,6 +159,19 @@ impl Plan {
             }
         }
         consumers
+    }
+
+    /// The node that takes the rows that a sink can't.
+    pub(crate) fn fallback_of(&self, sink: usize) -> Option<usize> {
+        self.nodes.iter().position(|n| matches!(n.role, Role::Sink { stands_in: Some(s), .. } if s == sink))
+    }
+
+    /// What a sink is opened for.
+    pub(crate) fn streams_of(&self, sink: usize) -> Vec<StreamInfo> {
+        match self.nodes[sink].role {
+            Role::Sink { stands_in: Some(other), .. } => self.nodes[other].streams(),
+            _ => self.nodes[sink].streams(),
+        }
     }
 
     /// The sources that a node's rows come from.
@@ -200,6 +228,7 @@ impl PlanNode {
             Role::Source { .. } => "source",
             Role::Transform { .. } => "transform",
             Role::Sink { dead_letters: true, .. } => "dead letters",
+            Role::Sink { stands_in: Some(_), .. } => "fallback",
             Role::Sink { .. } => "sink",
         }
     }
@@ -335,8 +364,43 @@ fn plan_sink(sink: &Arc<dyn Sink>, inputs: Vec<Input>) -> Result<Planned> {
         guarantee: Guarantee::unknown(),
         deals: Vec::new(),
         dead_letters: false,
+        stands_in: None,
     };
     Ok((sink.info(), role, inputs, Vec::new()))
+}
+
+/// A fallback takes part in every epoch as its sink does, so it must be one that can.
+fn fallback_node(name: &str, sink: &Arc<dyn Sink>, of: usize, main: &PlanNode) -> Result<PlanNode> {
+    sink.validate()?;
+    let at_end = |publication| publication == Publication::AtEnd;
+    if sink.commit_mode() == CommitMode::Atomic {
+        return Err(Error::unsupported("a sink with transactions of its own can't be a fallback")
+            .remedy("let files or another staged sink take the rows"));
+    }
+    if at_end(sink.publication())
+        || matches!(main.role, Role::Sink { publication, .. } if at_end(publication))
+    {
+        return Err(Error::unsupported("what overwrites needs all rows in one place, and can't have or be a fallback")
+            .remedy("let both sinks append"));
+    }
+    Ok(PlanNode {
+        name: name.to_owned(),
+        info: sink.info(),
+        role: Role::Sink {
+            sink: Arc::clone(sink),
+            mode: sink.commit_mode(),
+            publication: sink.publication(),
+            guarantee: Guarantee::unknown(),
+            deals: Vec::new(),
+            dead_letters: false,
+            stands_in: Some(of),
+        },
+        inputs: Vec::new(),
+        outputs: Vec::new(),
+        lanes: 1,
+        guards: GuardOptions::default(),
+        max_rejects: None,
+    })
 }
 
 fn dead_letter_node(sink: &Arc<dyn Sink>) -> PlanNode {
@@ -350,10 +414,13 @@ fn dead_letter_node(sink: &Arc<dyn Sink>) -> PlanNode {
             guarantee: Guarantee::unknown(),
             deals: Vec::new(),
             dead_letters: true,
+            stands_in: None,
         },
         inputs: Vec::new(),
         outputs: Vec::new(),
         lanes: 1,
+        guards: GuardOptions::default(),
+        max_rejects: None,
     }
 }
 

@@ -6,6 +6,7 @@ mod dealing;
 mod delivery;
 mod failure;
 mod graph;
+mod guards;
 mod histories;
 mod many_splits;
 mod protocol;

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 
+use super::attempt::Guarded;
 use super::control::Control;
+use super::guarded::Aside;
 use super::letters::Close;
 use super::reader::Order;
 use super::recover::{Recovered, Sessions, commit_pending};
@@ -40,6 +42,7 @@ pub(crate) struct Epochs<'a> {
     pub(crate) cx: &'a Context,
     pub(crate) control: &'a Control,
     pub(crate) on_error: &'a OnError,
+    guarded: &'a Guarded,
     pub(crate) every: Duration,
     pub(crate) sessions: &'a mut Sessions,
     pub(crate) claim: Claim,
@@ -93,6 +96,7 @@ impl<'a> Epochs<'a> {
         cx: &'a Context,
         control: &'a Control,
         on_error: &'a OnError,
+        guarded: &'a Guarded,
         every: Duration,
         sessions: &'a mut Sessions,
         recovered: Recovered,
@@ -107,6 +111,7 @@ impl<'a> Epochs<'a> {
             cx,
             control,
             on_error,
+            guarded,
             every,
             sessions,
             claim,
@@ -235,6 +240,7 @@ impl<'a> Epochs<'a> {
         // Read to its end once is read to its end, though the host stop a run that takes it up again.
         let mut next = self.next_state(epoch, complete || self.state.complete, &mut gathered);
         self.check_share(&gathered)?;
+        self.check_ceilings(&gathered, complete)?;
         let mut staged = self.stage(epoch, &mut next, std::mem::take(&mut gathered.prepared), letters);
         if self.is_empty(&next, &staged) {
             self.wired.committed.set(epoch);
@@ -281,6 +287,9 @@ impl<'a> Epochs<'a> {
         self.awaiting.clear();
         self.state = next;
         for (node, counts) in gathered.counts {
+            if let Some(ceiling) = self.guarded.ceilings.of(&self.plan.nodes[node].name) {
+                ceiling.committed(counts.rows_in, counts.rejected);
+            }
             *self.tally.counts.entry(self.plan.nodes[node].name.clone()).or_default() += counts;
         }
         if planted(Bug::AcknowledgeBeforeCommit) {
@@ -306,7 +315,11 @@ impl<'a> Epochs<'a> {
     /// Rejects of commits count against the ceiling as all others do.
     fn count_carry(&self) -> Result<()> {
         for (node, reject) in &self.carry {
-            self.wired.rejects.count(reject).with("node", &self.plan.nodes[*node].name)?;
+            let name = &self.plan.nodes[*node].name;
+            self.wired.rejects.count(reject).with("node", name)?;
+            if let Some(ceiling) = self.guarded.ceilings.of(name) {
+                ceiling.count_late(reject.rows).with("node", name)?;
+            }
         }
         Ok(())
     }
@@ -351,9 +364,13 @@ impl<'a> Epochs<'a> {
                 }
                 epoch
             }
-            Message::WriterAtBarrier { node, lane, epoch, prepared, counts } => {
+            Message::WriterAtBarrier { node, lane, epoch, prepared, counts, aside } => {
                 *gathered.counts.entry(node).or_default() += counts;
                 gathered.prepared.insert((node, lane), prepared);
+                if let Some(Aside { node, prepared, counts }) = aside {
+                    *gathered.counts.entry(node).or_default() += counts;
+                    gathered.prepared.insert((node, lane), prepared);
+                }
                 epoch
             }
             other => {
@@ -613,12 +630,29 @@ impl<'a> Epochs<'a> {
         Ok(())
     }
 
+    /// By node, each over a window of its own.
+    fn check_ceilings(&self, gathered: &Gathered, last: bool) -> Result<()> {
+        for (i, counts) in &gathered.counts {
+            let name = &self.plan.nodes[*i].name;
+            if let Some(ceiling) = self.guarded.ceilings.of(name) {
+                ceiling.check(counts.rows_in, counts.rejected, last).with("node", name)?;
+            }
+        }
+        Ok(())
+    }
+
     fn tell_progress(&self) {
         let nodes = self.plan.nodes.iter().zip(&self.wired.metrics);
         self.control.progress.send_replace(Progress {
             nodes: nodes.map(|(node, live)| (node.name.clone(), live.read())).collect(),
             committed: self.tally.counts.clone(),
             totals: self.tally.totals.clone(),
+            guards: self
+                .plan
+                .nodes
+                .iter()
+                .filter_map(|node| Some((node.name.clone(), self.guarded.guards.counts(&node.name)?)))
+                .collect(),
             epochs: self.tally.epochs,
             epoch: self.state.epoch,
             elapsed: self.started.elapsed(),

@@ -2,24 +2,26 @@
 
 use std::sync::Arc;
 
+use arrow::array::RecordBatch;
 use tokio::sync::mpsc;
 
 use super::gate::{Event, Gate};
+use super::guarded::GuardedWriter;
 use super::report::Message;
 use crate::error::{Error, Result};
-use crate::event::StreamId;
+use crate::event::{Reject, StreamId};
 use crate::fault::{RejectPort, failpoint};
 use crate::observe::Counter;
 use crate::planted::{Bug, planted};
 use crate::signal::Listener;
-use crate::sink::{Epoch, SinkWriter};
+use crate::sink::Epoch;
 
 /// What a lane of a sink works with.
 pub(crate) struct Writer {
     pub(crate) node: usize,
     pub(crate) lane: usize,
     pub(crate) gate: Gate,
-    pub(crate) writer: Box<dyn SinkWriter>,
+    pub(crate) writer: GuardedWriter,
     pub(crate) rejects: RejectPort,
     pub(crate) counter: Counter,
     pub(crate) coordinator: mpsc::UnboundedSender<Message>,
@@ -28,6 +30,9 @@ pub(crate) struct Writer {
     pub(crate) committed: Option<Listener>,
     /// The streams' names, for rejects.
     pub(crate) streams: Arc<[String]>,
+    /// Rows of the open epoch that were counted as written, and were not.
+    pub(crate) refused: u64,
+    pub(crate) fell_back: u64,
 }
 
 impl Writer {
@@ -44,7 +49,7 @@ impl Writer {
                         false => Some((port, batch)),
                     };
                     if let Some((port, batch)) = due {
-                        self.writer.write(StreamId(port), batch).await?;
+                        self.write(port, batch).await?;
                     }
                 }
                 Event::Schema { port, schema } => {
@@ -53,7 +58,7 @@ impl Writer {
                 Event::Watermark(_) => {}
                 Event::End => {
                     if let Some((port, batch)) = held.take() {
-                        self.writer.write(StreamId(port), batch).await?;
+                        self.write(port, batch).await?;
                     }
                     self.tell(Message::WriterEnded)?;
                 }
@@ -62,25 +67,52 @@ impl Writer {
         }
     }
 
-    async fn barrier(&mut self, epoch: Epoch) -> Result<()> {
-        failpoint("before_prepare");
-        let mut prepared = self.writer.prepare(epoch).await?;
-        failpoint("after_prepare");
-        let mut counts = self.counter.take();
-        for mut reject in std::mem::take(&mut prepared.rejects) {
-            counts.rejected += reject.rows;
-            counts.rows_out = counts.rows_out.saturating_sub(reject.rows);
-            if let [stream] = &*self.streams {
+    async fn write(&mut self, port: usize, batch: RecordBatch) -> Result<()> {
+        let left = self.writer.write(StreamId(port), batch).await?;
+        self.fell_back += left.fell_back;
+        for mut reject in left.rejects {
+            self.refused += reject.rows;
+            if let Some(stream) = self.streams.get(port) {
                 reject.origin.stream.get_or_insert_with(|| stream.clone());
             }
             self.rejects.reject(reject).await?;
+        }
+        Ok(())
+    }
+
+    async fn reject(&mut self, mut reject: Reject) -> Result<()> {
+        if let [stream] = &*self.streams {
+            reject.origin.stream.get_or_insert_with(|| stream.clone());
+        }
+        self.rejects.reject(reject).await
+    }
+
+    async fn barrier(&mut self, epoch: Epoch) -> Result<()> {
+        failpoint("before_prepare");
+        let (mut prepared, mut aside) = self.writer.prepare(epoch).await?;
+        failpoint("after_prepare");
+        let mut counts = self.counter.take();
+        let refused = std::mem::take(&mut self.refused);
+        counts.rejected += refused;
+        counts.rows_out = counts.rows_out.saturating_sub(refused + std::mem::take(&mut self.fell_back));
+        for reject in std::mem::take(&mut prepared.rejects) {
+            counts.rejected += reject.rows;
+            counts.rows_out = counts.rows_out.saturating_sub(reject.rows);
+            self.reject(reject).await?;
+        }
+        if let Some(aside) = &mut aside {
+            for reject in std::mem::take(&mut aside.prepared.rejects) {
+                aside.counts.rejected += reject.rows;
+                aside.counts.rows_out = aside.counts.rows_out.saturating_sub(reject.rows);
+                self.reject(reject).await?;
+            }
         }
         if prepared.bytes > 0 {
             counts.bytes = prepared.bytes;
         }
         self.rejects.passed(epoch);
         let (node, lane) = (self.node, self.lane);
-        self.tell(Message::WriterAtBarrier { node, lane, epoch, prepared, counts })?;
+        self.tell(Message::WriterAtBarrier { node, lane, epoch, prepared, counts, aside })?;
         if let Some(committed) = &mut self.committed {
             committed.wait_for(|last| last >= epoch).await;
         }
