@@ -29,7 +29,9 @@ struct Circuit {
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum State {
     Closed,
-    Open { until: Instant },
+    Open {
+        until: Instant,
+    },
     /// One call is under way to see whether the other side is back.
     HalfOpen,
 }
@@ -117,7 +119,9 @@ impl Admitted<'_> {
         } else if circuit.state == State::Closed {
             circuit.count(now, options.window, failed);
             let (calls, bad) = circuit.parts.iter().fold((0, 0), |(c, f), p| (c + p.calls, f + p.failed));
-            if calls >= options.min_calls && f64::from(bad) >= options.failure_rate * f64::from(calls) && failed
+            if calls >= options.min_calls
+                && f64::from(bad) >= options.failure_rate * f64::from(calls)
+                && failed
             {
                 circuit.state = open;
                 circuit.parts.clear();

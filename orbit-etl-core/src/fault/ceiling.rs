@@ -88,10 +88,12 @@ impl Ceiling {
     pub(crate) fn count(&self, rows: u64) -> Result<()> {
         let rejected = self.rejected.fetch_add(rows, Relaxed) + rows;
         match self.limit.rows {
-            Some(most) if rejected > most => Err(Error::data("more rows of this node were rejected than it may")
-                .with("rejected", rejected)
-                .with(CEILING, most)
-                .remedy("mend the data or raise `max_rejects`; nothing of this epoch was committed")),
+            Some(most) if rejected > most => {
+                Err(Error::data("more rows of this node were rejected than it may")
+                    .with("rejected", rejected)
+                    .with(CEILING, most)
+                    .remedy("mend the data or raise `max_rejects`; nothing of this epoch was committed"))
+            }
             _ => Ok(()),
         }
     }

@@ -131,8 +131,7 @@ impl Guard {
         drop(turn);
         if let Some(admitted) = admitted {
             let error = ended.as_ref().err();
-            admitted
-                .ended(error.is_some_and(Error::is_retryable), error.and_then(Error::pause_asked));
+            admitted.ended(error.is_some_and(Error::is_retryable), error.and_then(Error::pause_asked));
         }
         ended
     }
@@ -158,7 +157,8 @@ impl Guard {
 
     /// Waits until so much may pass.
     pub(crate) async fn pass(&self, load: Load, request: bool) {
-        let amounts = [(&self.requests, u64::from(request)), (&self.rows, load.rows), (&self.bytes, load.bytes)];
+        let amounts =
+            [(&self.requests, u64::from(request)), (&self.rows, load.rows), (&self.bytes, load.bytes)];
         for (rate, amount) in amounts {
             if let Some(rate) = rate
                 && amount > 0
@@ -218,8 +218,15 @@ impl Guard {
     }
 
     pub(crate) fn counts(&self) -> GuardCounts {
-        let Figures { retries, timeouts, throttled_micros, queued_micros, refused, bisections, fallback_rows } =
-            &self.figures;
+        let Figures {
+            retries,
+            timeouts,
+            throttled_micros,
+            queued_micros,
+            refused,
+            bisections,
+            fallback_rows,
+        } = &self.figures;
         GuardCounts {
             retries: retries.load(Relaxed),
             timeouts: timeouts.load(Relaxed),
@@ -279,7 +286,8 @@ impl Tries {
 }
 
 fn timed_out(limit: Duration) -> Error {
-    Error::new(ErrorKind::Timeout, "no answer within the node's timeout").with("timeout", format!("{limit:?}"))
+    Error::new(ErrorKind::Timeout, "no answer within the node's timeout")
+        .with("timeout", format!("{limit:?}"))
 }
 
 fn add(figure: &AtomicU64, more: u64) {

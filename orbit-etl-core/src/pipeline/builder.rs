@@ -14,9 +14,7 @@ use crate::connector::{Connector, Health};
 use crate::context::{Context, ContextBuilder, DEFAULT_BATCH_ROWS};
 use crate::error::{Error, Result, ResultExt};
 use crate::event::{Position, SplitId};
-use crate::fault::{
-    Bulkhead, Ceilings, CircuitBreaker, GuardOptions, Guards, MaxRejects, RateLimit, Retry,
-};
+use crate::fault::{Bulkhead, Ceilings, CircuitBreaker, GuardOptions, Guards, MaxRejects, RateLimit, Retry};
 use crate::observe::RunReport;
 use crate::pipeline::explain::Explanation;
 use crate::pipeline::graph::{Graph, Kind, Node, NodeInfo, NodeOptions};
@@ -114,7 +112,13 @@ impl Pipeline {
                     name.push('_');
                 }
                 let inputs = vec![last.name.clone()];
-                nodes.push(Node { name, kind: Kind::Sink(sink), inputs, delivery: None, options: NodeOptions::default() });
+                nodes.push(Node {
+                    name,
+                    kind: Kind::Sink(sink),
+                    inputs,
+                    delivery: None,
+                    options: NodeOptions::default(),
+                });
             }
             None => return Err(Error::config("there is no node of that name").with("node", node)),
         }

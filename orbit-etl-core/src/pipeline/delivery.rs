@@ -64,9 +64,10 @@ fn derive_both(plan: &Plan, node: usize, options: &PlanOptions) -> Option<Guaran
         );
         Guarantee { delivery: delivery.min(Delivery::AtLeastOnce), reason }
     } else {
-        let reason =
-            format!("{}; what it can't take goes to {name} in the same epoch, so each row is in one of them",
-                alone.reason);
+        let reason = format!(
+            "{}; what it can't take goes to {name} in the same epoch, so each row is in one of them",
+            alone.reason
+        );
         Guarantee { delivery, reason }
     })
 }

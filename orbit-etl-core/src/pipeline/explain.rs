@@ -117,7 +117,9 @@ fn explain_node(plan: &Plan, node: &PlanNode) -> ExplainedNode {
                     }
                 }
             }
-            if let Some(fallback) = plan.nodes.iter().position(|n| n.name == node.name).and_then(|i| plan.fallback_of(i)) {
+            if let Some(fallback) =
+                plan.nodes.iter().position(|n| n.name == node.name).and_then(|i| plan.fallback_of(i))
+            {
                 notes.push(format!("fallback: {}", plan.nodes[fallback].name));
             }
             if let Some(sink) = stands_in {

@@ -114,7 +114,16 @@ impl Plan {
                 Kind::Sink(sink) => plan_sink(sink, inputs),
             };
             let (info, role, inputs, outputs) = planned.with("node", &node.name)?;
-            nodes.push(PlanNode { name: node.name.clone(), info, role, inputs, outputs, lanes: 1, guards: node.options.guards.clone(), max_rejects: node.options.max_rejects });
+            nodes.push(PlanNode {
+                name: node.name.clone(),
+                info,
+                role,
+                inputs,
+                outputs,
+                lanes: 1,
+                guards: node.options.guards.clone(),
+                max_rejects: node.options.max_rejects,
+            });
         }
         push_down(&mut nodes, cx).await?;
         settle_transforms(&mut nodes, cx).await?;
@@ -380,8 +389,10 @@ fn fallback_node(name: &str, sink: &Arc<dyn Sink>, of: usize, main: &PlanNode) -
     if at_end(sink.publication())
         || matches!(main.role, Role::Sink { publication, .. } if at_end(publication))
     {
-        return Err(Error::unsupported("what overwrites needs all rows in one place, and can't have or be a fallback")
-            .remedy("let both sinks append"));
+        return Err(Error::unsupported(
+            "what overwrites needs all rows in one place, and can't have or be a fallback",
+        )
+        .remedy("let both sinks append"));
     }
     Ok(PlanNode {
         name: name.to_owned(),

@@ -88,7 +88,13 @@ pub(crate) fn read_dead_letters(
             let name = spec.name().unwrap_or_default();
             let built = Pipeline::builder(name)
                 .node("letters".into(), Kind::Source(source), Vec::new(), None, NodeOptions::default())
-                .node("reader".into(), Kind::Sink(Arc::new(into)), vec!["letters".into()], None, NodeOptions::default())
+                .node(
+                    "reader".into(),
+                    Kind::Sink(Arc::new(into)),
+                    vec!["letters".into()],
+                    None,
+                    NodeOptions::default(),
+                )
                 .checkpoint_in_memory()
                 .parallelism(1)
                 .build();
@@ -105,9 +111,7 @@ fn defaults_of<'a>(document: &'a Document, role: Role, tag: &str) -> Option<&'a 
 /// An error of a plan or a run, at the node that it names.
 pub(crate) fn locate(spec: &Spec, error: &Error) -> Problem {
     let document = &spec.document;
-    let node = error
-        .context("node")
-        .and_then(|name| document.all_nodes().find(|node| node.name == name));
+    let node = error.context("node").and_then(|name| document.all_nodes().find(|node| node.name == name));
     match node {
         Some(node) => at_node(node, &node.config, error),
         None => {

@@ -421,7 +421,9 @@ impl Document {
             Role::Transform => GuardOptions::default(),
         };
         let max_rejects = config.take("max_rejects").and_then(|entry| {
-            fit(&entry.node, &join(key, "max_rejects"), &entry.place, problems, |n| MaxRejects::deserialize(n))
+            fit(&entry.node, &join(key, "max_rejects"), &entry.place, problems, |n| {
+                MaxRejects::deserialize(n)
+            })
         });
         let fallback = (role == Role::Sink).then(|| config.take("fallback")).flatten().and_then(|entry| {
             let key = join(key, "fallback");

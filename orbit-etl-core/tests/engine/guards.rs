@@ -52,10 +52,7 @@ impl fmt::Debug for Scripted {
 }
 
 impl Scripted {
-    fn new(
-        inner: MemorySink,
-        script: impl Fn(usize, &RecordBatch) -> Act + Send + Sync + 'static,
-    ) -> Self {
+    fn new(inner: MemorySink, script: impl Fn(usize, &RecordBatch) -> Act + Send + Sync + 'static) -> Self {
         Self {
             inner: Arc::new(inner),
             script: Arc::new(script),
@@ -196,7 +193,8 @@ async fn the_rows_that_a_sink_refuses_are_found_by_halving_and_the_others_are_wr
         assert_eq!((all_ids(&table), letters.rows()), (good, 11), "{mode}");
         assert_eq!((report.rows_written(), report.rows_rejected(), report.restarts), (89, 11, 0), "{mode}");
         assert!(sink.calls() < 100, "{mode}: halves, not rows");
-        let failed = start(numbers(10, 1)).sink("out", sink.clone()).build().unwrap().run().await.unwrap_err();
+        let strict = Scripted::new(MemorySink::new(&MemoryTable::new()).with_mode(mode), refuse);
+        let failed = start(numbers(10, 1)).sink("out", strict).build().unwrap().run().await.unwrap_err();
         assert_eq!((failed.kind(), failed.message()), (ErrorKind::Data, "a value is out of range"), "{mode}");
     }
 }
@@ -210,8 +208,7 @@ async fn after_a_partial_write_only_the_rest_is_written_again() {
             1 => Act::Partly(0, down().retry_after(Duration::from_secs(7))),
             _ => Act::Take,
         });
-        let pipeline =
-            start(numbers(4, 1)).sink("out", sink).retry(Retry::default()).build().unwrap();
+        let pipeline = start(numbers(4, 1)).sink("out", sink).retry(Retry::default()).build().unwrap();
         let started = Instant::now();
         let report = pipeline.run().await.unwrap();
         assert_eq!(all_ids(&table), all(40), "{mode}: no row twice");
@@ -304,7 +301,7 @@ async fn rates_hold_for_rows_bytes_and_calls_of_sinks_and_sources() {
     assert_eq!(calls, 60, "a batch of ten rows is cut in three");
     let (took, _, throttled, other) = run(rows(20), none()).await;
     assert!((9.0..11.0).contains(&took), "200 rows, 20 a second: {took}");
-    assert!(throttled.unwrap() > Duration::from_secs(8) && other.is_none());
+    assert!(throttled.unwrap() > Duration::from_secs(8) && other.unwrap().is_zero());
     let (took, ..) = run(none(), RateLimit { requests: Some(2), ..none() }).await;
     assert!((9.0..11.0).contains(&took), "20 writes, 2 a second: {took}");
     let (took, ..) = run(none(), RateLimit { bytes: Some(320), ..none() }).await;
@@ -360,11 +357,14 @@ async fn an_open_circuit_spares_the_target_and_a_fallback_takes_the_rows_once() 
 
 #[tokio::test(start_paused = true)]
 async fn a_bulkhead_is_shared_by_the_nodes_of_a_service() {
-    let run = async |max_calls: usize, max_wait: u64| {
+    let run = async |service: Option<&str>, max_wait: u64| {
         let table = MemoryTable::new();
         let slow = Scripted::new(MemorySink::new(&table), |_, _| Act::Slow(Duration::from_secs(1)));
-        let bulkhead =
-            Bulkhead { max_wait: Duration::from_secs(max_wait), ..Bulkhead::new(max_calls).of("crm") };
+        let bulkhead = Bulkhead {
+            service: service.map(str::to_owned),
+            max_wait: Duration::from_millis(max_wait),
+            ..Bulkhead::new(1)
+        };
         let pipeline = Pipeline::builder("p")
             .checkpoint_in_memory()
             .restart(Restart { max: 0, ..Restart::default() })
@@ -381,10 +381,14 @@ async fn a_bulkhead_is_shared_by_the_nodes_of_a_service() {
         let ended = pipeline.run().await;
         (ended, slow.most.load(Ordering::SeqCst), table.rows())
     };
-    let (ended, most, rows) = run(3, 60).await;
-    assert_eq!((most, rows), (3, 240));
-    assert!(ended.unwrap().node("a").unwrap().guards.as_ref().unwrap().queued > Duration::ZERO);
-    let (ended, most, rows) = run(1, 2).await;
+    let (ended, most, rows) = run(None, 60_000).await;
+    assert_eq!((ended.is_ok(), most, rows), (true, 2, 240), "a service each");
+    let (ended, most, rows) = run(Some("crm"), 60_000).await;
+    assert_eq!((most, rows), (1, 240));
+    let report = ended.unwrap();
+    let queued = |node: &str| report.node(node).unwrap().guards.as_ref().unwrap().queued;
+    assert!(queued("a") + queued("b") > Duration::from_secs(10));
+    let (ended, most, rows) = run(Some("crm"), 500).await;
     assert_eq!((ended.unwrap_err().kind(), most, rows), (ErrorKind::Unavailable, 1, 0));
 }
 
@@ -493,9 +497,10 @@ fn options_that_make_no_sense_are_refused() {
     let never = CircuitBreaker { failure_rate: 1.5, ..CircuitBreaker::default() };
     assert_eq!(option(sink().circuit_breaker(never)).as_deref(), Some("circuit_breaker"));
     assert_eq!(option(sink().bulkhead(Bulkhead::new(0))).as_deref(), Some("bulkhead"));
-    let two = sink().bulkhead(Bulkhead::new(1).of("s")).sink("b", MemorySink::new(&table)).bulkhead(
-        Bulkhead::new(2).of("s"),
-    );
+    let two = sink()
+        .bulkhead(Bulkhead::new(1).of("s"))
+        .sink("b", MemorySink::new(&table))
+        .bulkhead(Bulkhead::new(2).of("s"));
     assert_eq!(option(two).as_deref(), Some("bulkhead"));
     let taken = sink().fallback(MemorySink::new(&table)).sink("out_fallback", MemorySink::new(&table));
     assert_eq!(option(taken), None);

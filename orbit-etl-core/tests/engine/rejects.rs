@@ -259,8 +259,10 @@ async fn each_node_has_a_ceiling_of_its_own() {
         MaxRejects { rows: Some(1), window: Some(0), ..MaxRejects::default() },
     ] {
         let table = MemoryTable::new();
-        let built =
-            Pipeline::builder("p").source("in", numbers(1, 1)).max_rejects(wrong).sink("out", MemorySink::new(&table));
+        let built = Pipeline::builder("p")
+            .source("in", numbers(1, 1))
+            .max_rejects(wrong)
+            .sink("out", MemorySink::new(&table));
         assert_eq!(built.build().unwrap_err().context("option"), Some("max_rejects"), "{wrong:?}");
     }
 }

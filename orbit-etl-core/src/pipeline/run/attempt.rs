@@ -32,7 +32,9 @@ pub(crate) async fn run(definition: Arc<Definition>, control: Control) -> Result
         tally.since_restart = 0;
         let ended = attempt(&definition, &control, &guarded, &mut tally, started).await;
         match ended {
-            Ok((outcome, plan)) => return Ok(report(&definition, outcome, &plan, &guarded.guards, tally, restarts, started)),
+            Ok((outcome, plan)) => {
+                return Ok(report(&definition, outcome, &plan, &guarded.guards, tally, restarts, started));
+            }
             Err(error) if error.is_retryable() && !control.abort.is_cancelled() => {
                 in_a_row = if tally.since_restart > 0 { 1 } else { in_a_row + 1 };
                 let limits = definition.settings.restart;

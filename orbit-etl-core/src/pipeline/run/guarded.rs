@@ -11,6 +11,7 @@ use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::event::{Payload, Reject, StreamId};
 use crate::fault::{Guard, Load, Tries};
 use crate::observe::NodeCounts;
+use crate::planted::{Bug, planted};
 use crate::sink::{Epoch, Prepared, SinkWriter};
 
 /// One lane of a sink.
@@ -128,15 +129,21 @@ impl GuardedWriter {
                 continue;
             };
             // A writer that doesn't say what it took is in no state to go on.
-            let Some(taken) = error.rows_taken().filter(|taken| *taken <= rows) else { return Err(error) };
+            let told = error.rows_taken().or(planted(Bug::UnknownWriteRepeated).then_some(0));
+            let Some(mut taken) = told.filter(|taken| *taken <= rows) else { return Err(error) };
             if taken > 0 {
                 self.dirty = true;
                 tries.forget();
             }
+            if planted(Bug::TakenRowsRepeated) {
+                taken = 0;
+            }
             let rest = part.slice(taken, rows - taken);
             match rest.num_rows() {
                 0 => {}
-                _ if error.is_retryable() => self.later(stream, rest, error, &mut tries, &mut parts, left).await?,
+                _ if error.is_retryable() => {
+                    self.later(stream, rest, error, &mut tries, &mut parts, left).await?
+                }
                 1 if self.refuses(&error) => left.rejects.push(rejected(&error, rest)),
                 _ if self.refuses(&error) => {
                     self.guard.bisected();

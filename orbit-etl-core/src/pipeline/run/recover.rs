@@ -34,8 +34,11 @@ pub(crate) async fn open_sinks(plan: &Plan, cx: &Context) -> Result<Sessions> {
     let mut sessions = Sessions::new();
     for (i, node) in plan.sinks() {
         let Role::Sink { sink, dead_letters, .. } = &node.role else { continue };
-        let streams =
-            if *dead_letters { vec![crate::pipeline::plan::dead_letter_stream()] } else { plan.streams_of(i) };
+        let streams = if *dead_letters {
+            vec![crate::pipeline::plan::dead_letter_stream()]
+        } else {
+            plan.streams_of(i)
+        };
         let session = sink.open(&cx.for_node(&node.name), &streams).await.with("node", &node.name)?;
         sessions.insert(i, session);
     }
