@@ -78,6 +78,14 @@ impl Breaker {
         }
     }
 
+    /// Opens, whatever the rate: what failed stands for many calls.
+    pub(crate) fn trip(&self) {
+        let mut circuit = self.lock();
+        circuit.state = State::Open { until: Instant::now() + self.options.open_for };
+        circuit.parts.clear();
+        circuit.opened += 1;
+    }
+
     /// Fails at once while the circuit is open, and without an effect.
     pub(crate) fn admit(&self) -> Result<Admitted<'_>> {
         let mut circuit = self.lock();

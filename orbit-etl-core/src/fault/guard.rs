@@ -204,6 +204,12 @@ impl Guard {
         self.breaker.as_ref().is_some_and(Breaker::is_open)
     }
 
+    pub(crate) fn trip(&self) {
+        if let Some(breaker) = &self.breaker {
+            breaker.trip();
+        }
+    }
+
     pub(crate) fn timed_out(&self, limit: Duration) -> Error {
         add(&self.figures.timeouts, 1);
         timed_out(limit)

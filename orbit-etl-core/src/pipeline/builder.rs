@@ -16,6 +16,7 @@ use crate::error::{Error, Result, ResultExt};
 use crate::event::{Position, SplitId};
 use crate::fault::{Bulkhead, Ceilings, CircuitBreaker, GuardOptions, Guards, MaxRejects, RateLimit, Retry};
 use crate::observe::RunReport;
+use crate::pipeline::contract::SchemaContract;
 use crate::pipeline::explain::Explanation;
 use crate::pipeline::graph::{Graph, Kind, Node, NodeInfo, NodeOptions};
 use crate::pipeline::options::{Action, Again, Delivery, OnError, Restart};
@@ -190,7 +191,7 @@ impl Pipeline {
     pub async fn explain(&self) -> Result<Explanation> {
         let definition = &self.definition;
         let cx = definition.context(CancellationToken::new())?;
-        let plan = Plan::new(&definition.graph, &definition.plan_options(), &cx).await?;
+        let plan = definition.plan(&cx).await?;
         let every = format!("every {:?}, and at the end", definition.settings.every);
         Ok(Explanation::new(&definition.name, &plan, &every))
     }
@@ -239,6 +240,16 @@ impl Definition {
             .batch_rows(self.settings.batch_rows)
             .parallelism(self.settings.parallelism)
             .build()
+    }
+
+    /// The plan of a run that begins now.
+    pub(crate) async fn plan(&self, cx: &Context) -> Result<Plan> {
+        let mut plan = Plan::new(&self.graph, &self.plan_options(), cx).await?;
+        if plan.has_contracts() {
+            let head = self.peek().await?;
+            plan.fit_sinks(&head.map(|head| head.state.sinks).unwrap_or_default())?;
+        }
+        Ok(plan)
     }
 
     pub(crate) fn log(&self) -> Result<Log> {
@@ -419,6 +430,16 @@ impl PipelineBuilder {
         match self.nodes.last_mut() {
             Some(node) => node.options.max_rejects = Some(limit),
             None => self.misplaced = Some("`max_rejects` belongs behind a node"),
+        }
+        self
+    }
+
+    /// Says how the schema of the sink that was just added may change.
+    #[must_use]
+    pub fn schema_contract(mut self, contract: SchemaContract) -> Self {
+        match self.nodes.last_mut() {
+            Some(Node { kind: Kind::Sink(_), options, .. }) => options.schema_contract = Some(contract),
+            _ => self.misplaced = Some("`schema_contract` belongs behind a sink"),
         }
         self
     }

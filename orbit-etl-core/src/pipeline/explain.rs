@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::contract::SchemaContract;
 use super::delivery::Guarantee;
 use super::lanes::Deal;
 use super::options::Again;
@@ -124,6 +125,24 @@ fn explain_node(plan: &Plan, node: &PlanNode) -> ExplainedNode {
             }
             if let Some(sink) = stands_in {
                 notes.push(format!("takes what {} can't", plan.nodes[*sink].name));
+            }
+            if let Some(SchemaContract { tables, columns, types }) = node.schema_contract {
+                let named = [("tables", tables), ("columns", columns), ("types", types)];
+                let parts: Vec<_> = named.iter().map(|(what, how)| format!("{what} {how}")).collect();
+                notes.push(format!("schema contract: {}", parts.join(", ")));
+            }
+            for (input, fit) in node.inputs.iter().zip(node.fits.iter().flatten()) {
+                let name = &input.stream.name;
+                match fit {
+                    None => notes.push(format!("{name}: left out, as the sink doesn't have it")),
+                    Some(fit) if fit.schema().fields() != input.stream.schema.fields() => {
+                        let columns = fit.schema().fields().iter();
+                        let columns: Vec<_> =
+                            columns.map(|c| format!("{}: {}", c.name(), c.data_type())).collect();
+                        notes.push(format!("{name}: written as {}", columns.join(", ")));
+                    }
+                    Some(_) => {}
+                }
             }
             guarantee = Some(promised.clone());
         }

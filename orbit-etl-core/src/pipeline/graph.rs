@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::connector::ConnectorInfo;
 use crate::error::{Error, Result};
 use crate::fault::{GuardOptions, MaxRejects};
+use crate::pipeline::contract::SchemaContract;
 use crate::pipeline::options::Delivery;
 use crate::sink::Sink;
 use crate::source::Source;
@@ -39,6 +40,7 @@ pub(crate) struct NodeOptions {
     /// The sink that takes what this one can't, with its name.
     pub(crate) fallback: Option<(String, Arc<dyn Sink>)>,
     pub(crate) max_rejects: Option<MaxRejects>,
+    pub(crate) schema_contract: Option<SchemaContract>,
 }
 
 /// One node of a pipeline, before anything is asked of it.

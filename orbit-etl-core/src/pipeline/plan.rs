@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::checkpoint::SinkMark;
 use crate::connector::{ConnectorInfo, StreamInfo};
 use crate::context::Context;
 use crate::error::{Error, Result, ResultExt};
 use crate::event::StreamId;
 use crate::fault::{GuardOptions, MaxRejects, dead_letter_schema};
+use crate::pipeline::contract::{Evolution, Fit, SchemaContract, frozen, unmarked};
 use crate::pipeline::delivery::{self, Guarantee};
 use crate::pipeline::graph::{DEAD_LETTERS, Graph, Kind, split_reference};
 use crate::pipeline::lanes::Deal;
@@ -39,6 +41,9 @@ pub(crate) struct PlanNode {
     pub(crate) lanes: usize,
     pub(crate) guards: GuardOptions,
     pub(crate) max_rejects: Option<MaxRejects>,
+    pub(crate) schema_contract: Option<SchemaContract>,
+    /// By input of a sink with a contract: how its rows are made to fit, unless they are left out.
+    pub(crate) fits: Option<Vec<Option<Fit>>>,
 }
 
 #[derive(Debug, Clone)]
@@ -123,6 +128,8 @@ impl Plan {
                 lanes: 1,
                 guards: node.options.guards.clone(),
                 max_rejects: node.options.max_rejects,
+                schema_contract: node.options.schema_contract,
+                fits: None,
             });
         }
         push_down(&mut nodes, cx).await?;
@@ -177,10 +184,47 @@ impl Plan {
 
     /// What a sink is opened for.
     pub(crate) fn streams_of(&self, sink: usize) -> Vec<StreamInfo> {
-        match self.nodes[sink].role {
-            Role::Sink { stands_in: Some(other), .. } => self.nodes[other].streams(),
-            _ => self.nodes[sink].streams(),
+        let node = match self.nodes[sink].role {
+            Role::Sink { stands_in: Some(other), .. } => &self.nodes[other],
+            _ => &self.nodes[sink],
+        };
+        let Some(fits) = &node.fits else { return node.streams() };
+        let fitted = node.streams().into_iter().zip(fits).filter_map(|(stream, fit)| {
+            Some(StreamInfo { schema: Arc::clone(fit.as_ref()?.schema()), ..stream })
+        });
+        fitted.collect()
+    }
+
+    pub(crate) fn has_contracts(&self) -> bool {
+        self.nodes.iter().any(|node| node.schema_contract.is_some())
+    }
+
+    /// Holds what comes against what sinks with a contract have had.
+    ///
+    /// # Errors
+    /// A contract forbids it.
+    pub(crate) fn fit_sinks(&mut self, marks: &BTreeMap<String, SinkMark>) -> Result<()> {
+        for node in &mut self.nodes {
+            let Some(contract) = node.schema_contract else { continue };
+            let known = marks.get(&node.name).map(|mark| &mark.streams);
+            let mut fits = Vec::with_capacity(node.inputs.len());
+            for input in &node.inputs {
+                let stream = &input.stream;
+                let had = known.and_then(|streams| streams.get(&stream.name));
+                let new_one = had.is_none() && known.is_some_and(|streams| !streams.is_empty());
+                let fit = match (new_one, contract.tables) {
+                    (true, Evolution::Freeze) => Err(frozen("a stream that the sink doesn't have", "tables")),
+                    (true, Evolution::DiscardRow | Evolution::DiscardValue) => Ok(None),
+                    _ => had
+                        .map(|columns| unmarked(columns))
+                        .transpose()
+                        .and_then(|had| Fit::new(contract, had.as_ref(), &stream.schema).map(Some)),
+                };
+                fits.push(fit.with("stream", &stream.name).with("node", &node.name)?);
+            }
+            node.fits = Some(fits);
         }
+        Ok(())
     }
 
     /// The sources that a node's rows come from.
@@ -411,6 +455,8 @@ fn fallback_node(name: &str, sink: &Arc<dyn Sink>, of: usize, main: &PlanNode) -
         lanes: 1,
         guards: GuardOptions::default(),
         max_rejects: None,
+        schema_contract: None,
+        fits: None,
     })
 }
 
@@ -432,6 +478,8 @@ fn dead_letter_node(sink: &Arc<dyn Sink>) -> PlanNode {
         lanes: 1,
         guards: GuardOptions::default(),
         max_rejects: None,
+        schema_contract: None,
+        fits: None,
     }
 }
 

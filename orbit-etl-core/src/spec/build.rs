@@ -321,7 +321,13 @@ fn assemble(
             Some(Kind::Sink(sink)) => Some((String::new(), sink)),
             _ => None,
         };
-        let options = NodeOptions { guards: node.guards.clone(), fallback, max_rejects: node.max_rejects };
+        let everywhere = settings.schema_contract.filter(|_| node.role == Role::Sink);
+        let options = NodeOptions {
+            guards: node.guards.clone(),
+            fallback,
+            max_rejects: node.max_rejects,
+            schema_contract: node.schema_contract.or(everywhere),
+        };
         builder = builder.node(node.name.clone(), kind, inputs, node.delivery, options);
     }
     let action = match (document.on_error.action, letters) {

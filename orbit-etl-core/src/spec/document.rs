@@ -15,7 +15,7 @@ use super::schema::{self, PathText, Secret};
 use super::tree::{Entry, Node, Text, Value, join};
 use super::units::{ByteSize, Period};
 use crate::fault::{Bulkhead, CircuitBreaker, GuardOptions, MaxRejects, RateLimit, Retry};
-use crate::pipeline::{Again, Delivery, Restart};
+use crate::pipeline::{Again, Delivery, Restart, SchemaContract};
 
 /// The keys that hold nodes, or shape them.
 const STRUCTURE: [&str; 8] =
@@ -36,6 +36,9 @@ pub(crate) struct Settings {
     /// The guarantee that every sink must have; by default each has the strongest that is possible.
     #[serde(default)]
     pub(crate) delivery: Option<Delivery>,
+    /// How the schemas of those sinks may change that don't say so themselves.
+    #[serde(default)]
+    pub(crate) schema_contract: Option<SchemaContract>,
     /// What a run does once an earlier one has read the inputs to their end.
     #[serde(default)]
     pub(crate) again: Option<Again>,
@@ -167,6 +170,7 @@ pub(crate) struct NodeSpec {
     pub(crate) delivery: Option<Delivery>,
     pub(crate) guards: GuardOptions,
     pub(crate) max_rejects: Option<MaxRejects>,
+    pub(crate) schema_contract: Option<SchemaContract>,
     /// The sink that takes what this one can't.
     pub(crate) fallback: Option<Box<NodeSpec>>,
     /// The rest, which is for the type to understand.
@@ -425,6 +429,11 @@ impl Document {
                 MaxRejects::deserialize(n)
             })
         });
+        let schema_contract =
+            (role == Role::Sink).then(|| config.take("schema_contract")).flatten().and_then(|entry| {
+                let key = join(key, "schema_contract");
+                fit(&entry.node, &key, &entry.place, problems, |n| SchemaContract::deserialize(n))
+            });
         let fallback = (role == Role::Sink).then(|| config.take("fallback")).flatten().and_then(|entry| {
             let key = join(key, "fallback");
             let sink =
@@ -442,6 +451,7 @@ impl Document {
             delivery,
             guards,
             max_rejects,
+            schema_contract,
             fallback,
             config,
         })
@@ -577,7 +587,7 @@ fn read_guards(config: &mut Node, key: &str, problems: &mut Vec<Problem>) -> Gua
 
 /// A sink that only helps others isn't helped itself.
 fn refuse_guards(node: &NodeSpec, problems: &mut Vec<Problem>) {
-    let own = node.fallback.is_some() || node.max_rejects.is_some() || node.delivery.is_some();
+    let own = node.fallback.is_some() || node.schema_contract.is_some() || node.max_rejects.is_some() || node.delivery.is_some();
     if own || !node.guards.is_empty() {
         problems.push(
             Problem::new(&node.place, &node.key, "this sink takes neither guards nor a delivery of its own")

@@ -11,7 +11,7 @@ use super::problem::Problem;
 use super::tree::{Node, Value, join};
 use super::units::Period;
 use crate::fault::{Bulkhead, CircuitBreaker, MaxRejects, RateLimit, Retry};
-use crate::pipeline::Delivery;
+use crate::pipeline::{Delivery, SchemaContract};
 use crate::registry::Registry;
 
 /// Stands for the type of a secret field in a derived schema: a text that is never shown.
@@ -189,9 +189,10 @@ pub fn json_schema(registry: &Registry) -> Json {
     });
     let name =
         json!({ "type": "string", "description": "In a list, the node's name; its type unless given." });
+    let contract = generator.subschema_for::<SchemaContract>().to_value();
     let guards = guards(&mut generator);
     let max_rejects = guards["max_rejects"].clone();
-    let mut of_sink = json!({ "inputs": inputs, "delivery": delivery, "fallback": {
+    let mut of_sink = json!({ "inputs": inputs, "delivery": delivery, "schema_contract": contract, "fallback": {
         "description": "The sink that takes the rows that this one can't.",
         "allOf": [{ "$ref": "#/$defs/Sink" }]
     } });

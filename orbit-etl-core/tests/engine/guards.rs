@@ -43,6 +43,8 @@ struct Scripted {
     calls: Arc<AtomicUsize>,
     now: Arc<AtomicUsize>,
     most: Arc<AtomicUsize>,
+    /// So many prepares are still to fail.
+    failing_prepares: Arc<AtomicUsize>,
 }
 
 impl fmt::Debug for Scripted {
@@ -59,6 +61,7 @@ impl Scripted {
             calls: Arc::default(),
             now: Arc::default(),
             most: Arc::default(),
+            failing_prepares: Arc::default(),
         }
     }
 
@@ -147,6 +150,10 @@ impl SinkWriter for Writer {
     }
 
     async fn prepare(&mut self, epoch: Epoch) -> Result<Prepared> {
+        let left = &self.of.failing_prepares;
+        if left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
+            return Err(down());
+        }
         self.inner.prepare(epoch).await
     }
 }
@@ -353,6 +360,27 @@ async fn an_open_circuit_spares_the_target_and_a_fallback_takes_the_rows_once() 
             assert_eq!(known, report.restarts == 0, "{case}: {}", report.restarts);
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn rows_that_a_sink_takes_and_cannot_prepare_go_to_the_fallback_when_they_come_again() {
+    let (table, other) = (MemoryTable::new(), MemoryTable::new());
+    let sink = Scripted::new(MemorySink::new(&table), |_, _| Act::Take);
+    sink.failing_prepares.store(3, Ordering::SeqCst);
+    let pipeline = start(numbers(100, 1))
+        .rate_limit(RateLimit { rows: Some(10), ..RateLimit::default() })
+        .epoch_every(Duration::from_secs(10))
+        .restart(Restart { max: 1, ..Restart::default() })
+        .sink("out", sink)
+        .circuit_breaker(CircuitBreaker { open_for: Duration::from_secs(15), ..CircuitBreaker::default() })
+        .fallback(MemorySink::new(&other))
+        .build()
+        .unwrap();
+    let report = pipeline.run().await.unwrap();
+    let mut both = [all_ids(&table), all_ids(&other)].concat();
+    both.sort_unstable();
+    assert_eq!((both, report.restarts), (all(1_000), 3));
+    assert!(table.rows() > 100 && other.rows() > 100, "{} {}", table.rows(), other.rows());
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,6 +2,7 @@
 
 mod again;
 mod between_runs;
+mod contracts;
 mod dealing;
 mod delivery;
 mod failure;

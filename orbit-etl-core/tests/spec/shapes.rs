@@ -302,6 +302,7 @@ sink:
   circuit_breaker: {failure_rate: 0.2, open_for: 1m}
   bulkhead: {service: lake, max_calls: 4}
   fallback: {type: files, path: aside, format: json}
+schema_contract: {columns: freeze, types: discard_value}
 on_error: skip
 ",
     )
@@ -315,6 +316,7 @@ on_error: skip
         "retry: up to 4 times within 60s",
         "circuit breaker: opens for 60s when 0.2 of at least 5 calls within 30s fail",
         "bulkhead: 4 calls at a time to lake",
+        "schema contract: tables evolve, columns freeze, types discard_value",
         "fallback: sink_fallback",
         "fallback sink_fallback",
         "takes what sink can't",
@@ -339,6 +341,7 @@ fn guards_that_make_no_sense_are_told_at_their_keys() {
     for (guard, words) in [
         ("retry: {maks: 3}", vec!["sink.retry.maks", "max"]),
         ("timeout: 3 parsecs", vec!["sink.timeout"]),
+        ("schema_contract: {columns: drop}", vec!["sink.schema_contract.columns", "discard_row"]),
         ("timeout: 0s", vec!["sink", "a timeout of nothing"]),
         ("bulkhead: {service: a}", vec!["sink.bulkhead", "max_calls"]),
         ("max_rejects: {share: 3}", vec!["sink", "between 0 and 1"]),

@@ -87,7 +87,7 @@ async fn attempt_connected(
 ) -> Result<(Outcome, Plan)> {
     guarded.ceilings.begin_again();
     let prepare = async {
-        let plan = Plan::new(&definition.graph, &definition.plan_options(), cx).await?;
+        let plan = definition.plan(cx).await?;
         let mut sessions = open_sinks(&plan, cx).await?;
         let log = definition.log()?;
         match recover(&plan, &log, cx, &mut sessions, tally.completed).await {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arrow::datatypes::SchemaRef;
 use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 
@@ -21,6 +22,7 @@ use crate::error::{CEILING, Error, ErrorKind, Result, ResultExt};
 use crate::event::{Position, Reject, SplitId};
 use crate::fault::{Rejected, failpoint};
 use crate::observe::{Outcome, Progress};
+use crate::pipeline::marked;
 use crate::pipeline::options::OnError;
 use crate::pipeline::plan::{Plan, Role};
 use crate::planted::{Bug, pace, planted};
@@ -87,6 +89,8 @@ struct Gathered {
     operators: BTreeMap<usize, OperatorState>,
     /// By sink and lane.
     prepared: BTreeMap<(usize, usize), Prepared>,
+    /// What sinks with a schema contract have been given since.
+    evolved: BTreeMap<usize, Vec<(String, SchemaRef)>>,
 }
 
 impl<'a> Epochs<'a> {
@@ -364,7 +368,10 @@ impl<'a> Epochs<'a> {
                 }
                 epoch
             }
-            Message::WriterAtBarrier { node, lane, epoch, prepared, counts, aside } => {
+            Message::WriterAtBarrier { node, lane, epoch, prepared, counts, aside, evolved } => {
+                if !evolved.is_empty() {
+                    gathered.evolved.entry(node).or_default().extend(evolved);
+                }
                 *gathered.counts.entry(node).or_default() += counts;
                 gathered.prepared.insert((node, lane), prepared);
                 if let Some(Aside { node, prepared, counts }) = aside {
@@ -413,6 +420,10 @@ impl<'a> Epochs<'a> {
         next.complete = complete;
         for (node, splits) in &self.wired.splits {
             next.sources.insert(self.plan.nodes[*node].name.clone(), splits.snapshot());
+        }
+        for (node, evolved) in std::mem::take(&mut gathered.evolved) {
+            let mark = next.sinks.entry(self.plan.nodes[node].name.clone()).or_default();
+            mark.streams.extend(evolved.into_iter().map(|(stream, schema)| (stream, marked(&schema))));
         }
         for (i, node) in self.plan.nodes.iter().enumerate() {
             match gathered.operators.remove(&i) {
@@ -471,6 +482,7 @@ impl<'a> Epochs<'a> {
             && next.complete == self.state.complete
             && next.pending == self.state.pending
             && next.operators == self.state.operators
+            && next.sinks == self.state.sinks
             && staged.values().all(Vec::is_empty)
             && next.sources == self.state.sources
     }

@@ -52,7 +52,7 @@ impl GuardedWriter {
     pub(crate) async fn write(&mut self, stream: StreamId, batch: RecordBatch) -> Result<Left> {
         let mut left = Left::default();
         let rows = batch.num_rows();
-        let row_bytes = estimated_bytes(&batch) / rows.max(1);
+        let row_bytes = if self.guard.is_idle() { 0 } else { estimated_bytes(&batch) / rows.max(1) };
         let at_once = self.guard.rows_at_once(row_bytes as u64);
         if rows <= at_once {
             self.write_part(stream, batch, row_bytes, &mut left).await?;
@@ -99,9 +99,9 @@ impl GuardedWriter {
             match self.guard.finish(self.writer.prepare(epoch)).await {
                 Err(error) if error.rows_taken() == Some(0) => match self.guard.again(&mut tries, &error) {
                     Some(pause) => tokio::time::sleep(pause).await,
-                    None => return Err(error),
+                    None => return Err(self.given_up(error)),
                 },
-                ended => return ended,
+                ended => return ended.map_err(|error| self.given_up(error)),
             }
         }
     }
@@ -130,7 +130,9 @@ impl GuardedWriter {
             };
             // A writer that doesn't say what it took is in no state to go on.
             let told = error.rows_taken().or(planted(Bug::UnknownWriteRepeated).then_some(0));
-            let Some(mut taken) = told.filter(|taken| *taken <= rows) else { return Err(error) };
+            let Some(mut taken) = told.filter(|taken| *taken <= rows) else {
+                return Err(self.given_up(error));
+            };
             if taken > 0 {
                 self.dirty = true;
                 tries.forget();
@@ -153,6 +155,14 @@ impl GuardedWriter {
             }
         }
         Ok(())
+    }
+
+    /// The epoch fails with it. When its rows come again they go to the fallback, if there is one.
+    fn given_up(&self, error: Error) -> Error {
+        if self.fallback.is_some() && error.is_retryable() {
+            self.guard.trip();
+        }
+        error
     }
 
     fn refuses(&self, error: &Error) -> bool {

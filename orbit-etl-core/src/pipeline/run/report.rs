@@ -1,5 +1,7 @@
 //! What tasks tell the coordinator.
 
+use arrow::datatypes::SchemaRef;
+
 use super::guarded::Aside;
 use crate::observe::NodeCounts;
 use crate::pipeline::run::splits::SplitProgress;
@@ -21,6 +23,8 @@ pub(crate) enum Message {
         prepared: Prepared,
         counts: NodeCounts,
         aside: Option<Aside>,
+        /// What the sink has been given since the last barrier, by stream.
+        evolved: Vec<(String, SchemaRef)>,
     },
     /// All inputs of a lane of a sink have ended.
     WriterEnded,

@@ -195,7 +195,10 @@ impl Wiring<'_> {
                             coordinator: coordinator.clone(),
                             committed: (*mode == CommitMode::Atomic).then(|| wired.committed.subscribe()),
                             streams: Arc::clone(&streams),
+                            fits: node.fits.clone(),
+                            evolved: Vec::new(),
                             refused: 0,
+                            left_out: 0,
                             fell_back: 0,
                         };
                         wired.reporting += 1;

@@ -3,15 +3,17 @@
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
 use tokio::sync::mpsc;
 
 use super::gate::{Event, Gate};
 use super::guarded::GuardedWriter;
 use super::report::Message;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ResultExt};
 use crate::event::{Reject, StreamId};
 use crate::fault::{RejectPort, failpoint};
 use crate::observe::Counter;
+use crate::pipeline::Fit;
 use crate::planted::{Bug, planted};
 use crate::signal::Listener;
 use crate::sink::Epoch;
@@ -30,8 +32,13 @@ pub(crate) struct Writer {
     pub(crate) committed: Option<Listener>,
     /// The streams' names, for rejects.
     pub(crate) streams: Arc<[String]>,
+    /// By input, for a sink with a schema contract: how its rows are made to fit, unless they are left out.
+    pub(crate) fits: Option<Vec<Option<Fit>>>,
+    /// What the sink's schemas have become in the open epoch.
+    pub(crate) evolved: Vec<(String, SchemaRef)>,
     /// Rows of the open epoch that were counted as written, and were not.
     pub(crate) refused: u64,
+    pub(crate) left_out: u64,
     pub(crate) fell_back: u64,
 }
 
@@ -53,7 +60,7 @@ impl Writer {
                     }
                 }
                 Event::Schema { port, schema } => {
-                    self.writer.schema_changed(StreamId(port), &schema).await?;
+                    self.schema_changed(port, schema).await?;
                 }
                 Event::Watermark(_) => {}
                 Event::End => {
@@ -67,8 +74,44 @@ impl Writer {
         }
     }
 
-    async fn write(&mut self, port: usize, batch: RecordBatch) -> Result<()> {
-        let left = self.writer.write(StreamId(port), batch).await?;
+    /// The sink's own number of an input: those that are left out have none.
+    fn stream(&self, port: usize) -> Option<StreamId> {
+        let Some(fits) = &self.fits else { return Some(StreamId(port)) };
+        fits.get(port)?.as_ref()?;
+        Some(StreamId(fits[..port].iter().filter(|fit| fit.is_some()).count()))
+    }
+
+    async fn schema_changed(&mut self, port: usize, schema: SchemaRef) -> Result<()> {
+        let Some(stream) = self.stream(port) else { return Ok(()) };
+        let fit = self.fits.as_mut().and_then(|fits| fits.get_mut(port)?.as_mut());
+        let name = self.streams.get(port).cloned().unwrap_or_default();
+        let schema = match fit {
+            Some(fit) => {
+                if !fit.changed(&schema).with("stream", &name)? {
+                    return Ok(());
+                }
+                self.evolved.push((name, Arc::clone(fit.schema())));
+                Arc::clone(fit.schema())
+            }
+            None => schema,
+        };
+        self.writer.schema_changed(stream, &schema).await
+    }
+
+    async fn write(&mut self, port: usize, mut batch: RecordBatch) -> Result<()> {
+        let Some(stream) = self.stream(port) else {
+            self.left_out += batch.num_rows() as u64;
+            return Ok(());
+        };
+        if let Some(fit) = self.fits.as_ref().and_then(|fits| fits.get(port)?.as_ref()) {
+            let (fitted, left_out) = fit.apply(&batch)?;
+            self.left_out += left_out;
+            batch = fitted;
+            if batch.num_rows() == 0 {
+                return Ok(());
+            }
+        }
+        let left = self.writer.write(stream, batch).await?;
         self.fell_back += left.fell_back;
         for mut reject in left.rejects {
             self.refused += reject.rows;
@@ -94,7 +137,9 @@ impl Writer {
         let mut counts = self.counter.take();
         let refused = std::mem::take(&mut self.refused);
         counts.rejected += refused;
-        counts.rows_out = counts.rows_out.saturating_sub(refused + std::mem::take(&mut self.fell_back));
+        let left_out = std::mem::take(&mut self.left_out);
+        counts.filtered += left_out;
+        counts.rows_out = counts.rows_out.saturating_sub(refused + left_out + std::mem::take(&mut self.fell_back));
         for reject in std::mem::take(&mut prepared.rejects) {
             counts.rejected += reject.rows;
             counts.rows_out = counts.rows_out.saturating_sub(reject.rows);
@@ -112,7 +157,8 @@ impl Writer {
         }
         self.rejects.passed(epoch);
         let (node, lane) = (self.node, self.lane);
-        self.tell(Message::WriterAtBarrier { node, lane, epoch, prepared, counts, aside })?;
+        let evolved = std::mem::take(&mut self.evolved);
+        self.tell(Message::WriterAtBarrier { node, lane, epoch, prepared, counts, aside, evolved })?;
         if let Some(committed) = &mut self.committed {
             committed.wait_for(|last| last >= epoch).await;
         }
