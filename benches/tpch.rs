@@ -1,5 +1,5 @@
-//! TPC-H lineitem through files, Delta tables and Iceberg tables, against plain DataFusion, the `deltalake` crate and the
-//! peers that Python brings along.
+//! TPC-H lineitem through files, Delta tables and Iceberg tables, against plain DataFusion, the
+//! `deltalake` crate and the peers that Python brings along.
 //!
 //! `cargo bench --bench tpch -- [CASE…] [--rounds N] [--scale S] [--peers PYTHON]`. Every run is a process
 //! of its own, two threads each; contestants alternate within a round. Printed are the medians, their ratio

@@ -101,7 +101,7 @@ impl Sums {
                     sums.read += counts.rows_in;
                     sums.bytes += counts.bytes;
                 }
-                Some("sink") => sums.written += counts.rows_out,
+                Some("sink" | "fallback") => sums.written += counts.rows_out,
                 _ => {}
             }
             sums

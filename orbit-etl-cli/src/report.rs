@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use orbit_etl::observe::{NodeCounts, NodeReport, Outcome, Progress, RunReport};
+use orbit_etl::observe::{GuardCounts, NodeCounts, NodeReport, Outcome, Progress, RunReport};
 use orbit_etl::{Delivery, Error, Pipeline};
 use serde::Serialize;
 
@@ -60,6 +60,8 @@ struct Node {
     role: &'static str,
     #[serde(flatten)]
     counts: NodeCounts,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guards: Option<GuardCounts>,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -75,7 +77,7 @@ impl JsonReport {
         let role = |name: &str| pipeline.nodes().iter().find(|n| n.name == name).map_or("", |n| n.role);
         let rows = |of: &BTreeMap<String, NodeCounts>| Rows::of(of.iter().map(|(name, n)| (role(name), *n)));
         let node = |(name, counts): (&String, &NodeCounts)| {
-            (name.clone(), Node { role: role(name), counts: *counts })
+            (name.clone(), Node { role: role(name), counts: *counts, guards: last.guards.get(name).cloned() })
         };
         Self {
             pipeline: pipeline.name().to_owned(),
@@ -121,7 +123,7 @@ impl JsonReport {
             nodes: report
                 .nodes
                 .iter()
-                .map(|n| (n.name.clone(), Node { role: n.role, counts: n.counts }))
+                .map(|n| (n.name.clone(), Node { role: n.role, counts: n.counts, guards: n.guards.clone() }))
                 .collect(),
             total: Total {
                 rows: counts(|n| n.total),
@@ -136,7 +138,7 @@ impl Rows {
         nodes.fold(Self::default(), |mut rows, (role, counts)| {
             match role {
                 "source" => rows.rows_read += counts.rows_in,
-                "sink" => rows.rows_written += counts.rows_out,
+                "sink" | "fallback" => rows.rows_written += counts.rows_out,
                 _ => {}
             }
             rows.rows_rejected += counts.rejected;

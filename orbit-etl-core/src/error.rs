@@ -2,6 +2,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::time::Duration;
 
 /// A result with Orbit's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -95,6 +96,8 @@ struct Inner {
     message: String,
     context: Vec<(&'static str, String)>,
     remedy: Option<String>,
+    retry_after: Option<Duration>,
+    taken: Option<usize>,
     #[source]
     source: Option<Source>,
 }
@@ -126,6 +129,8 @@ impl Error {
             message: message.into(),
             context: Vec::new(),
             remedy: None,
+            retry_after: None,
+            taken: None,
             source: None,
         }))
     }
@@ -211,6 +216,22 @@ impl Error {
         self
     }
 
+    /// The other side asked not to be called again before this has passed (`Retry-After`).
+    #[must_use]
+    pub fn retry_after(mut self, pause: Duration) -> Self {
+        self.0.retry_after = Some(pause);
+        self
+    }
+
+    /// Of a [`SinkWriter`](crate::SinkWriter): the writer is whole and may be called again. Of the batch it
+    /// has taken the first `rows` rows and nothing of the others. Of a call that takes no batch, 0 says that
+    /// it did nothing. Without this, a writer that failed is never called again.
+    #[must_use]
+    pub fn taken(mut self, rows: usize) -> Self {
+        self.0.taken = Some(rows);
+        self
+    }
+
     /// The kind.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
@@ -219,6 +240,16 @@ impl Error {
     /// Whether the same request may succeed when sent again; decided where the error was made.
     pub fn is_retryable(&self) -> bool {
         self.0.retryable
+    }
+
+    /// How long the other side asked to be left alone.
+    pub fn pause_asked(&self) -> Option<Duration> {
+        self.0.retry_after
+    }
+
+    /// How many rows of the batch a writer has taken, if it can go on after the error.
+    pub fn rows_taken(&self) -> Option<usize> {
+        self.0.taken
     }
 
     /// Whether the run stopped because more rows were rejected than

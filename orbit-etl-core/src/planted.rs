@@ -27,6 +27,9 @@ pub enum Bug {
     RejectsNotInEpoch,
     CommitRejectsDropped,
     BarrierAheadOfRows,
+    TakenRowsRepeated,
+    UnknownWriteRepeated,
+    ReadOnInsideUnit,
 }
 
 #[cfg(not(feature = "planted-bugs"))]

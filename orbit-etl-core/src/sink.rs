@@ -126,7 +126,9 @@ pub trait SinkWriter: Send {
     /// Takes rows of one stream into the open epoch.
     ///
     /// # Errors
-    /// Any error discards the open epoch.
+    /// Any error discards the open epoch, unless it says with [`Error::taken`] which rows are in it and
+    /// that the writer can go on: then those that aren't are written again after a passing error, and
+    /// after one of the data in halves, until the single rows that are refused have become rejects.
     async fn write(&mut self, stream: StreamId, batch: RecordBatch) -> Result<()>;
 
     /// From the next batch on, the stream has this schema.
@@ -145,7 +147,8 @@ pub trait SinkWriter: Send {
     /// open transaction. The next `write` belongs to the next epoch.
     ///
     /// # Errors
-    /// Any error discards the open epoch.
+    /// Any error discards the open epoch, unless it says with [`Error::taken`] that nothing was done, and
+    /// the node's `retry` calls again.
     async fn prepare(&mut self, epoch: Epoch) -> Result<Prepared>;
 }
 

@@ -28,5 +28,5 @@ mod store;
 pub use claim::Claim;
 pub use durable::{DurableLocal, create_dir_durable, rename_durable, sync_dir, sync_file};
 pub use log::{Head, Log};
-pub use state::{NodeCounts, Pending, SinkMark, SourceState, SplitState, State};
+pub use state::{MarkedColumn, NodeCounts, Pending, SinkMark, SourceState, SplitState, State};
 pub use store::is_undecided;

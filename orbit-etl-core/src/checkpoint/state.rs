@@ -108,6 +108,22 @@ pub struct SinkMark {
     /// The sink's type tag ([`ConnectorInfo`](crate::ConnectorInfo)).
     #[serde(rename = "type")]
     pub type_tag: String,
+    /// For a sink with a schema contract: what it has been given, by stream.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub streams: BTreeMap<String, Vec<MarkedColumn>>,
+}
+
+/// A column of a sink.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MarkedColumn {
+    /// Its name.
+    pub name: String,
+    /// Arrow's name of its type.
+    #[serde(rename = "type")]
+    pub data_type: String,
+    /// Whether it may be NULL.
+    pub nullable: bool,
 }
 
 /// Tells a position that is JSON `null` from no position at all.

@@ -11,6 +11,7 @@ use arrow::array::{
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+use super::ceiling::Ceiling;
 use crate::batch::{compact, row_bytes};
 use crate::error::{CEILING, Error, Result};
 use crate::event::{Payload, Reject};
@@ -184,6 +185,11 @@ impl DeadLetters {
         (letters, [from_even, from_odd])
     }
 
+    /// Whether rows may be rejected at all.
+    pub(crate) fn tolerates(&self) -> bool {
+        !matches!(self.way, Way::Fail)
+    }
+
     /// Counts a reject against the ceiling.
     ///
     /// # Errors
@@ -208,16 +214,25 @@ pub(crate) struct RejectPort {
     node: Arc<str>,
     epoch: Epoch,
     letters: Arc<DeadLetters>,
+    ceiling: Option<Arc<Ceiling>>,
 }
 
 impl RejectPort {
     /// For a task of `node` whose first rows belong to `epoch`.
-    pub(crate) fn new(node: Arc<str>, epoch: Epoch, letters: Arc<DeadLetters>) -> Self {
-        Self { node, epoch, letters }
+    pub(crate) fn new(
+        node: Arc<str>,
+        epoch: Epoch,
+        letters: Arc<DeadLetters>,
+        ceiling: Option<Arc<Ceiling>>,
+    ) -> Self {
+        Self { node, epoch, letters, ceiling }
     }
 
     pub(crate) async fn reject(&self, mut reject: Reject) -> Result<()> {
         self.letters.count(&reject)?;
+        if let Some(ceiling) = &self.ceiling {
+            ceiling.count(reject.rows)?;
+        }
         // A row must not keep alive the batch that it is a slice of.
         if let Payload::Rows(batch) = reject.payload {
             reject.payload = Payload::Rows(compact(batch)?);

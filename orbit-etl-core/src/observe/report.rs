@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::GuardCounts;
 use crate::checkpoint::NodeCounts;
 use crate::pipeline::Delivery;
 
@@ -41,7 +42,7 @@ pub struct RunReport {
 pub struct NodeReport {
     /// The node's name.
     pub name: String,
-    /// `source`, `transform` or `sink`.
+    /// `source`, `transform`, `sink`, `fallback` or `dead letters`.
     pub role: &'static str,
     /// What passed through it in this run.
     pub counts: NodeCounts,
@@ -49,6 +50,8 @@ pub struct NodeReport {
     pub total: NodeCounts,
     /// For a sink: its guarantee.
     pub delivery: Option<Delivery>,
+    /// What its guards did, if it has any.
+    pub guards: Option<GuardCounts>,
 }
 
 impl RunReport {
@@ -59,7 +62,7 @@ impl RunReport {
 
     /// Rows written, summed over the sinks; dead letters don't count.
     pub fn rows_written(&self) -> u64 {
-        self.role("sink").map(|n| n.counts.rows_out).sum()
+        self.role("sink").chain(self.role("fallback")).map(|n| n.counts.rows_out).sum()
     }
 
     /// Rows rejected anywhere.
@@ -127,6 +130,8 @@ pub struct Progress {
     pub committed: BTreeMap<String, NodeCounts>,
     /// The same over all runs of the pipeline.
     pub totals: BTreeMap<String, NodeCounts>,
+    /// What the guards of those nodes that have any have done.
+    pub guards: BTreeMap<String, GuardCounts>,
     /// How many epochs this run has committed.
     pub epochs: u64,
     /// The last epoch that was committed.

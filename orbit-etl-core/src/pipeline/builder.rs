@@ -14,9 +14,11 @@ use crate::connector::{Connector, Health};
 use crate::context::{Context, ContextBuilder, DEFAULT_BATCH_ROWS};
 use crate::error::{Error, Result, ResultExt};
 use crate::event::{Position, SplitId};
+use crate::fault::{Bulkhead, Ceilings, CircuitBreaker, GuardOptions, Guards, MaxRejects, RateLimit, Retry};
 use crate::observe::RunReport;
+use crate::pipeline::contract::SchemaContract;
 use crate::pipeline::explain::Explanation;
-use crate::pipeline::graph::{Graph, Kind, Node, NodeInfo};
+use crate::pipeline::graph::{Graph, Kind, Node, NodeInfo, NodeOptions};
 use crate::pipeline::options::{Action, Again, Delivery, OnError, Restart};
 use crate::pipeline::plan::{Plan, PlanOptions};
 use crate::pipeline::run::{Control, Mend, Running, mend, run};
@@ -85,7 +87,8 @@ impl Pipeline {
             Action::DeadLetter(sink) => Some(NodeInfo::dead_letters(&**sink)),
             Action::Fail | Action::Skip => None,
         };
-        nodes.chain(letters).collect()
+        let fallbacks = self.definition.graph.fallbacks().map(|(name, sink)| NodeInfo::fallback(name, sink));
+        nodes.chain(fallbacks).chain(letters).collect()
     }
 
     /// The part that leads to a node, with this sink behind it: it gets what a source or a transform sends
@@ -102,6 +105,7 @@ impl Pipeline {
             Some(last) if matches!(last.kind, Kind::Sink(_)) => {
                 last.kind = Kind::Sink(sink);
                 last.delivery = None;
+                last.options = NodeOptions::default();
             }
             Some(last) => {
                 let mut name = "tap".to_owned();
@@ -109,7 +113,13 @@ impl Pipeline {
                     name.push('_');
                 }
                 let inputs = vec![last.name.clone()];
-                nodes.push(Node { name, kind: Kind::Sink(sink), inputs, delivery: None });
+                nodes.push(Node {
+                    name,
+                    kind: Kind::Sink(sink),
+                    inputs,
+                    delivery: None,
+                    options: NodeOptions::default(),
+                });
             }
             None => return Err(Error::config("there is no node of that name").with("node", node)),
         }
@@ -181,7 +191,7 @@ impl Pipeline {
     pub async fn explain(&self) -> Result<Explanation> {
         let definition = &self.definition;
         let cx = definition.context(CancellationToken::new())?;
-        let plan = Plan::new(&definition.graph, &definition.plan_options(), &cx).await?;
+        let plan = definition.plan(&cx).await?;
         let every = format!("every {:?}, and at the end", definition.settings.every);
         Ok(Explanation::new(&definition.name, &plan, &every))
     }
@@ -232,6 +242,16 @@ impl Definition {
             .build()
     }
 
+    /// The plan of a run that begins now.
+    pub(crate) async fn plan(&self, cx: &Context) -> Result<Plan> {
+        let mut plan = Plan::new(&self.graph, &self.plan_options(), cx).await?;
+        if plan.has_contracts() {
+            let head = self.peek().await?;
+            plan.fit_sinks(&head.map(|head| head.state.sinks).unwrap_or_default())?;
+        }
+        Ok(plan)
+    }
+
     pub(crate) fn log(&self) -> Result<Log> {
         match &self.settings.checkpoints {
             Checkpoints::Local(dir) => Log::local(dir),
@@ -271,7 +291,18 @@ impl Definition {
             }
             Action::Fail | Action::Skip => None,
         };
-        nodes.chain(letters)
+        let fallbacks = self.graph.fallbacks().map(|(name, sink)| (name, sink as &dyn Connector));
+        nodes.chain(fallbacks).chain(letters)
+    }
+
+    /// The ceilings of one run.
+    pub(crate) fn ceilings(&self) -> Result<Ceilings> {
+        ceilings(&self.graph)
+    }
+
+    /// The guards of one run.
+    pub(crate) fn guards(&self) -> Result<Guards> {
+        guards(&self.graph)
     }
 }
 
@@ -355,6 +386,74 @@ impl PipelineBuilder {
         match self.nodes.last_mut() {
             Some(Node { kind: Kind::Sink(_), delivery: own, .. }) => *own = Some(delivery),
             _ => self.misplaced = Some("`sink_delivery` belongs behind a sink"),
+        }
+        self
+    }
+
+    /// Repeats calls of the source or sink that was just added, where that is safe.
+    #[must_use]
+    pub fn retry(self, retry: Retry) -> Self {
+        self.guard("`retry` belongs behind a source or sink", |guards| guards.retry = Some(retry))
+    }
+
+    /// Gives up each call of the source or sink that was just added after this time: opening a split, the
+    /// next rows of a bounded split, a write, a prepare. What it did by then is found out by the restart.
+    #[must_use]
+    pub fn timeout(self, limit: Duration) -> Self {
+        self.guard("`timeout` belongs behind a source or sink", |guards| guards.timeout = Some(limit))
+    }
+
+    /// Lets only so much per second through the source or sink that was just added.
+    #[must_use]
+    pub fn rate_limit(self, limit: RateLimit) -> Self {
+        self.guard("`rate_limit` belongs behind a source or sink", |guards| guards.rate_limit = Some(limit))
+    }
+
+    /// Makes no calls of the source or sink that was just added for a while when most of them fail.
+    #[must_use]
+    pub fn circuit_breaker(self, breaker: CircuitBreaker) -> Self {
+        self.guard("`circuit_breaker` belongs behind a source or sink", |guards| {
+            guards.circuit_breaker = Some(breaker);
+        })
+    }
+
+    /// Allows only so many calls of the source or sink that was just added at a time.
+    #[must_use]
+    pub fn bulkhead(self, bulkhead: Bulkhead) -> Self {
+        self.guard("`bulkhead` belongs behind a source or sink", |guards| guards.bulkhead = Some(bulkhead))
+    }
+
+    /// Stops the run when the node that was just added rejects more than this, whatever the pipeline's
+    /// [`OnError`] allows all nodes together.
+    #[must_use]
+    pub fn max_rejects(mut self, limit: MaxRejects) -> Self {
+        match self.nodes.last_mut() {
+            Some(node) => node.options.max_rejects = Some(limit),
+            None => self.misplaced = Some("`max_rejects` belongs behind a node"),
+        }
+        self
+    }
+
+    /// Says how the schema of the sink that was just added may change.
+    #[must_use]
+    pub fn schema_contract(mut self, contract: SchemaContract) -> Self {
+        match self.nodes.last_mut() {
+            Some(Node { kind: Kind::Sink(_), options, .. }) => options.schema_contract = Some(contract),
+            _ => self.misplaced = Some("`schema_contract` belongs behind a sink"),
+        }
+        self
+    }
+
+    /// Lets another sink take the rows that the sink that was just added can't: those of writes that still
+    /// fail when `retry` is used up, and all while its circuit is open; a circuit breaker comes with it. The
+    /// node is called after the sink: `NAME_fallback`.
+    #[must_use]
+    pub fn fallback(mut self, sink: impl Sink) -> Self {
+        match self.nodes.last_mut() {
+            Some(Node { kind: Kind::Sink(_), name, options, .. }) => {
+                options.fallback = Some((fallback_name(name), Arc::new(sink)));
+            }
+            _ => self.misplaced = Some("`fallback` belongs behind a sink"),
         }
         self
     }
@@ -480,7 +579,7 @@ impl PipelineBuilder {
     /// # Errors
     /// [`Config`](crate::ErrorKind::Config): a name used twice, an input that isn't there, nodes that
     /// read one another in a circle, a node that nothing reads, no source or no sink.
-    pub fn build(self) -> Result<Pipeline> {
+    pub fn build(mut self) -> Result<Pipeline> {
         let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
         if self.name.is_empty() || self.name.starts_with('.') || !self.name.chars().all(fits) {
             return Err(Error::config(
@@ -496,7 +595,15 @@ impl PipelineBuilder {
         {
             return Err(Error::config("a share lies between 0 and 1").with("max_share", share));
         }
+        for node in &mut self.nodes {
+            // What stands in for a sink must know when that one is down.
+            if node.options.fallback.is_some() {
+                node.options.guards.circuit_breaker.get_or_insert_default();
+            }
+        }
         let graph = Graph::new(self.nodes).with("pipeline", &self.name)?;
+        guards(&graph).with("pipeline", &self.name)?;
+        ceilings(&graph).with("pipeline", &self.name)?;
         Ok(Pipeline {
             definition: Arc::new(Definition {
                 name: self.name,
@@ -514,14 +621,26 @@ impl PipelineBuilder {
         kind: Kind,
         inputs: Vec<String>,
         delivery: Option<Delivery>,
+        mut options: NodeOptions,
     ) -> Self {
-        self.nodes.push(Node { name, kind, inputs, delivery });
+        if let Some((fallback, _)) = &mut options.fallback {
+            *fallback = fallback_name(&name);
+        }
+        self.nodes.push(Node { name, kind, inputs, delivery, options });
         self
     }
 
     /// How often an epoch ends as it stands.
     pub(crate) fn every(&self) -> Duration {
         self.settings.every
+    }
+
+    fn guard(mut self, belongs: &'static str, set: impl FnOnce(&mut GuardOptions)) -> Self {
+        match self.nodes.last_mut() {
+            Some(Node { kind: Kind::Source(_) | Kind::Sink(_), options, .. }) => set(&mut options.guards),
+            _ => self.misplaced = Some(belongs),
+        }
+        self
     }
 
     fn push(&mut self, name: String, kind: Kind) {
@@ -532,6 +651,19 @@ impl PipelineBuilder {
         if !matches!(kind, Kind::Sink(_)) {
             self.last = Some(name.clone());
         }
-        self.nodes.push(Node { name, kind, inputs, delivery: None });
+        self.nodes.push(Node { name, kind, inputs, delivery: None, options: NodeOptions::default() });
     }
+}
+
+fn fallback_name(sink: &str) -> String {
+    format!("{sink}_fallback")
+}
+
+fn guards(graph: &Graph) -> Result<Guards> {
+    Guards::new(graph.nodes.iter().map(|node| (node.name.as_str(), &node.options.guards)))
+}
+
+fn ceilings(graph: &Graph) -> Result<Ceilings> {
+    let limits = graph.nodes.iter().filter_map(|node| Some((node.name.as_str(), node.options.max_rejects?)));
+    Ceilings::new(limits)
 }

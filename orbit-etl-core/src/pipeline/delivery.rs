@@ -28,7 +28,7 @@ impl Guarantee {
 /// Derives every sink's guarantee, and refuses the plan if one is weaker than demanded.
 pub(crate) fn settle(plan: &mut Plan, graph: &Graph, options: &PlanOptions) -> Result<()> {
     for i in 0..plan.nodes.len() {
-        let Some(derived) = derive(plan, i, options) else { continue };
+        let Some(derived) = derive_both(plan, i, options) else { continue };
         let name = plan.nodes[i].name.clone();
         let own = graph.index_of(&name).and_then(|n| graph.nodes[n].delivery);
         if let Some(demanded) = own.or(options.delivery)
@@ -48,11 +48,36 @@ pub(crate) fn settle(plan: &mut Plan, graph: &Graph, options: &PlanOptions) -> R
     Ok(())
 }
 
+/// With its fallback, a sink is promised what holds for both together: each row is in one of them.
+fn derive_both(plan: &Plan, node: usize, options: &PlanOptions) -> Option<Guarantee> {
+    let alone = derive(plan, node, options)?;
+    let Some(fallback) = plan.fallback_of(node) else { return Some(alone) };
+    let other = derive(plan, fallback, options)?;
+    let name = &plan.nodes[fallback].name;
+    let shown = |node: usize| matches!(plan.nodes[node].role, Role::Sink { mode: CommitMode::Immediate, .. });
+    let delivery = alone.delivery.min(other.delivery);
+    Some(if shown(node) || shown(fallback) {
+        let reason = format!(
+            "{}; what it can't take goes to {name}, and a row that was written before a crash may go to the \
+             other one after it",
+            alone.reason
+        );
+        Guarantee { delivery: delivery.min(Delivery::AtLeastOnce), reason }
+    } else {
+        let reason = format!(
+            "{}; what it can't take goes to {name} in the same epoch, so each row is in one of them",
+            alone.reason
+        );
+        Guarantee { delivery, reason }
+    })
+}
+
 fn derive(plan: &Plan, node: usize, options: &PlanOptions) -> Option<Guarantee> {
-    let Role::Sink { sink, mode, dead_letters, .. } = &plan.nodes[node].role else { return None };
+    let Role::Sink { sink, mode, dead_letters, stands_in, .. } = &plan.nodes[node].role else { return None };
+    let reads = stands_in.unwrap_or(node);
     let promised = by_sink(plan, node, sink.idempotent(), *mode, options);
     let sources: Vec<usize> =
-        if *dead_letters { plan.sources().map(|(i, _)| i).collect() } else { plan.origins(node) };
+        if *dead_letters { plan.sources().map(|(i, _)| i).collect() } else { plan.origins(reads) };
     let (gone, again): (Vec<usize>, Vec<usize>) = sources
         .into_iter()
         .partition(|s| matches!(plan.nodes[*s].role, Role::Source { replay: Replay::None, .. }));
@@ -60,7 +85,7 @@ fn derive(plan: &Plan, node: usize, options: &PlanOptions) -> Option<Guarantee> 
     let reason = format!("source {lost} can't be read again: what is under way in a crash is lost");
     let again = again.first().map(|s| format!("of source {} it may come twice", plan.nodes[*s].name));
     let doubled = again.or_else(|| {
-        let holder = plan.holder(*dead_letters, node)?;
+        let holder = plan.holder(*dead_letters, reads)?;
         Some(format!("what {} keeps in its state may come out of it twice", plan.nodes[holder].name))
     });
     Some(match doubled {

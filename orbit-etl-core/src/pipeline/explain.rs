@@ -2,11 +2,13 @@
 
 use std::fmt;
 
+use super::contract::SchemaContract;
 use super::delivery::Guarantee;
 use super::lanes::Deal;
 use super::options::Again;
 use super::plan::{Plan, PlanNode, Role};
 use crate::connector::StreamInfo;
+use crate::fault::MaxRejects;
 use crate::source::FilterPushdown;
 use crate::transform::Distribution;
 
@@ -28,7 +30,7 @@ pub struct Explanation {
 pub struct ExplainedNode {
     /// The node's name.
     pub name: String,
-    /// `source`, `transform`, `sink` or `dead letters`.
+    /// `source`, `transform`, `sink`, `fallback` or `dead letters`.
     pub role: &'static str,
     /// What the node says of itself.
     pub summary: String,
@@ -101,7 +103,7 @@ fn explain_node(plan: &Plan, node: &PlanNode) -> ExplainedNode {
                 notes.push(format!("runs in the task of {}", plan.nodes[*before].name));
             }
         }
-        Role::Sink { mode, guarantee: promised, deals, .. } => {
+        Role::Sink { mode, guarantee: promised, deals, stands_in, .. } => {
             notes.push(format!("commit: {mode}"));
             for (deal, input) in deals.iter().zip(&node.inputs) {
                 let name = &input.stream.name;
@@ -116,8 +118,42 @@ fn explain_node(plan: &Plan, node: &PlanNode) -> ExplainedNode {
                     }
                 }
             }
+            if let Some(fallback) =
+                plan.nodes.iter().position(|n| n.name == node.name).and_then(|i| plan.fallback_of(i))
+            {
+                notes.push(format!("fallback: {}", plan.nodes[fallback].name));
+            }
+            if let Some(sink) = stands_in {
+                notes.push(format!("takes what {} can't", plan.nodes[*sink].name));
+            }
+            if let Some(SchemaContract { tables, columns, types }) = node.schema_contract {
+                let named = [("tables", tables), ("columns", columns), ("types", types)];
+                let parts: Vec<_> = named.iter().map(|(what, how)| format!("{what} {how}")).collect();
+                notes.push(format!("schema contract: {}", parts.join(", ")));
+            }
+            for (input, fit) in node.inputs.iter().zip(node.fits.iter().flatten()) {
+                let name = &input.stream.name;
+                match fit {
+                    None => notes.push(format!("{name}: left out, as the sink doesn't have it")),
+                    Some(fit) if fit.schema().fields() != input.stream.schema.fields() => {
+                        let columns = fit.schema().fields().iter();
+                        let columns: Vec<_> =
+                            columns.map(|c| format!("{}: {}", c.name(), c.data_type())).collect();
+                        notes.push(format!("{name}: written as {}", columns.join(", ")));
+                    }
+                    Some(_) => {}
+                }
+            }
             guarantee = Some(promised.clone());
         }
+    }
+    notes.extend(node.guards.notes());
+    if let Some(MaxRejects { rows, share, window }) = node.max_rejects {
+        let rows = rows.map(|rows| format!("{rows} rows"));
+        let share = share.map(|share| format!("a share of {share}"));
+        let of = window.map_or("in a run".to_owned(), |window| format!("of the last {window} rows"));
+        let most: Vec<_> = rows.into_iter().chain(share).collect();
+        notes.push(format!("rejects at most {} {of}", most.join(" and ")));
     }
     ExplainedNode {
         name: node.name.clone(),

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use crate::connector::ConnectorInfo;
 use crate::error::{Error, Result};
+use crate::fault::{GuardOptions, MaxRejects};
+use crate::pipeline::contract::SchemaContract;
 use crate::pipeline::options::Delivery;
 use crate::sink::Sink;
 use crate::source::Source;
@@ -28,6 +30,17 @@ pub(crate) struct Node {
     pub(crate) inputs: Vec<String>,
     /// What this sink demands, if it demands anything.
     pub(crate) delivery: Option<Delivery>,
+    pub(crate) options: NodeOptions,
+}
+
+/// What a node is asked for besides what its type understands.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct NodeOptions {
+    pub(crate) guards: GuardOptions,
+    /// The sink that takes what this one can't, with its name.
+    pub(crate) fallback: Option<(String, Arc<dyn Sink>)>,
+    pub(crate) max_rejects: Option<MaxRejects>,
+    pub(crate) schema_contract: Option<SchemaContract>,
 }
 
 /// One node of a pipeline, before anything is asked of it.
@@ -35,7 +48,7 @@ pub(crate) struct Node {
 pub struct NodeInfo {
     /// The node's name.
     pub name: String,
-    /// `source`, `transform`, `sink` or `dead letters`.
+    /// `source`, `transform`, `sink`, `fallback` or `dead letters`.
     pub role: &'static str,
     /// What the node says of itself.
     pub info: ConnectorInfo,
@@ -51,6 +64,10 @@ impl NodeInfo {
             Kind::Sink(sink) => ("sink", sink.info()),
         };
         Self { name: node.name.clone(), role, info, inputs: node.inputs.clone() }
+    }
+
+    pub(crate) fn fallback(name: &str, sink: &dyn Sink) -> Self {
+        Self { name: name.into(), role: "fallback", info: sink.info(), inputs: Vec::new() }
     }
 
     pub(crate) fn dead_letters(sink: &dyn Sink) -> Self {
@@ -70,6 +87,7 @@ impl Graph {
         check_names(&nodes)?;
         check_inputs(&nodes)?;
         check_ends(&nodes)?;
+        check_fallbacks(&nodes)?;
         Ok(Self { nodes: sort(nodes)? })
     }
 
@@ -83,6 +101,14 @@ impl Graph {
             }
         }
         self.nodes.iter().filter(|node| wanted.contains(node.name.as_str())).cloned().collect()
+    }
+
+    /// The sinks that take what others can't.
+    pub(crate) fn fallbacks(&self) -> impl Iterator<Item = (&str, &dyn Sink)> {
+        self.nodes.iter().filter_map(|node| {
+            let (name, sink) = node.options.fallback.as_ref()?;
+            Some((name.as_str(), &**sink))
+        })
     }
 
     pub(crate) fn index_of(&self, name: &str) -> Option<usize> {
@@ -115,6 +141,21 @@ fn check_names(nodes: &[Node]) -> Result<()> {
             return Err(Error::config("two nodes have the same name")
                 .with("node", &node.name)
                 .remedy("rename one of them"));
+        }
+    }
+    Ok(())
+}
+
+/// Their names are made, and may be taken.
+fn check_fallbacks(nodes: &[Node]) -> Result<()> {
+    for node in nodes {
+        if let Some((name, _)) = &node.options.fallback
+            && nodes.iter().any(|n| n.name == *name)
+        {
+            return Err(Error::config("a sink's fallback needs this name")
+                .with("node", name)
+                .with("sink", &node.name)
+                .remedy("give the other node another name"));
         }
     }
     Ok(())

@@ -4,6 +4,7 @@
 //! decides lanes, pushdown and `delivery`; `explain` tells people; `run` does it.
 
 mod builder;
+mod contract;
 mod delivery;
 mod explain;
 mod graph;
@@ -14,6 +15,7 @@ mod plan;
 mod run;
 
 pub use builder::{Pipeline, PipelineBuilder};
+pub use contract::{Evolution, SchemaContract};
 pub use delivery::Guarantee;
 pub use explain::{ExplainedNode, Explanation};
 pub use graph::NodeInfo;
@@ -21,5 +23,6 @@ pub use options::{Again, Delivery, OnError, Restart};
 pub use output::{Collected, Output};
 pub use run::Running;
 
-pub(crate) use graph::{DEAD_LETTERS, Kind};
+pub(crate) use contract::{Fit, marked};
+pub(crate) use graph::{DEAD_LETTERS, Kind, NodeOptions};
 pub(crate) use options::Action;

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::checkpoint::SinkMark;
 use crate::connector::{ConnectorInfo, StreamInfo};
 use crate::context::Context;
 use crate::error::{Error, Result, ResultExt};
 use crate::event::StreamId;
-use crate::fault::dead_letter_schema;
+use crate::fault::{GuardOptions, MaxRejects, dead_letter_schema};
+use crate::pipeline::contract::{Evolution, Fit, SchemaContract, frozen, unmarked};
 use crate::pipeline::delivery::{self, Guarantee};
 use crate::pipeline::graph::{DEAD_LETTERS, Graph, Kind, split_reference};
 use crate::pipeline::lanes::Deal;
@@ -37,6 +39,11 @@ pub(crate) struct PlanNode {
     /// What others can read; empty for sinks.
     pub(crate) outputs: Vec<StreamInfo>,
     pub(crate) lanes: usize,
+    pub(crate) guards: GuardOptions,
+    pub(crate) max_rejects: Option<MaxRejects>,
+    pub(crate) schema_contract: Option<SchemaContract>,
+    /// By input of a sink with a contract: how its rows are made to fit, unless they are left out.
+    pub(crate) fits: Option<Vec<Option<Fit>>>,
 }
 
 #[derive(Debug, Clone)]
@@ -73,6 +80,8 @@ pub(crate) enum Role {
         /// By input: how its rows reach the lanes.
         deals: Vec<Deal>,
         dead_letters: bool,
+        /// The sink whose rows it takes when that one can't.
+        stands_in: Option<usize>,
     },
 }
 
@@ -110,10 +119,27 @@ impl Plan {
                 Kind::Sink(sink) => plan_sink(sink, inputs),
             };
             let (info, role, inputs, outputs) = planned.with("node", &node.name)?;
-            nodes.push(PlanNode { name: node.name.clone(), info, role, inputs, outputs, lanes: 1 });
+            nodes.push(PlanNode {
+                name: node.name.clone(),
+                info,
+                role,
+                inputs,
+                outputs,
+                lanes: 1,
+                guards: node.options.guards.clone(),
+                max_rejects: node.options.max_rejects,
+                schema_contract: node.options.schema_contract,
+                fits: None,
+            });
         }
         push_down(&mut nodes, cx).await?;
         settle_transforms(&mut nodes, cx).await?;
+        for (i, node) in graph.nodes.iter().enumerate() {
+            if let Some((name, sink)) = &node.options.fallback {
+                let planned = fallback_node(name, sink, i, &nodes[i]).with("node", name)?;
+                nodes.push(planned);
+            }
+        }
         if let Action::DeadLetter(sink) = &options.on_error.action {
             nodes.push(dead_letter_node(sink));
         }
@@ -121,6 +147,11 @@ impl Plan {
         let mut plan = Self { again: settle_again(&nodes, options)?, held, keeper: keeper(&nodes), nodes };
         plan.check_bounds()?;
         plan.lay_out(options.parallelism);
+        for i in 0..plan.nodes.len() {
+            if let Role::Sink { stands_in: Some(sink), .. } = plan.nodes[i].role {
+                plan.nodes[i].lanes = plan.nodes[sink].lanes;
+            }
+        }
         delivery::settle(&mut plan, graph, options)?;
         Ok(plan)
     }
@@ -144,6 +175,56 @@ impl Plan {
             }
         }
         consumers
+    }
+
+    /// The node that takes the rows that a sink can't.
+    pub(crate) fn fallback_of(&self, sink: usize) -> Option<usize> {
+        self.nodes.iter().position(|n| matches!(n.role, Role::Sink { stands_in: Some(s), .. } if s == sink))
+    }
+
+    /// What a sink is opened for.
+    pub(crate) fn streams_of(&self, sink: usize) -> Vec<StreamInfo> {
+        let node = match self.nodes[sink].role {
+            Role::Sink { stands_in: Some(other), .. } => &self.nodes[other],
+            _ => &self.nodes[sink],
+        };
+        let Some(fits) = &node.fits else { return node.streams() };
+        let fitted = node.streams().into_iter().zip(fits).filter_map(|(stream, fit)| {
+            Some(StreamInfo { schema: Arc::clone(fit.as_ref()?.schema()), ..stream })
+        });
+        fitted.collect()
+    }
+
+    pub(crate) fn has_contracts(&self) -> bool {
+        self.nodes.iter().any(|node| node.schema_contract.is_some())
+    }
+
+    /// Holds what comes against what sinks with a contract have had.
+    ///
+    /// # Errors
+    /// A contract forbids it.
+    pub(crate) fn fit_sinks(&mut self, marks: &BTreeMap<String, SinkMark>) -> Result<()> {
+        for node in &mut self.nodes {
+            let Some(contract) = node.schema_contract else { continue };
+            let known = marks.get(&node.name).map(|mark| &mark.streams);
+            let mut fits = Vec::with_capacity(node.inputs.len());
+            for input in &node.inputs {
+                let stream = &input.stream;
+                let had = known.and_then(|streams| streams.get(&stream.name));
+                let new_one = had.is_none() && known.is_some_and(|streams| !streams.is_empty());
+                let fit = match (new_one, contract.tables) {
+                    (true, Evolution::Freeze) => Err(frozen("a stream that the sink doesn't have", "tables")),
+                    (true, Evolution::DiscardRow | Evolution::DiscardValue) => Ok(None),
+                    _ => had
+                        .map(|columns| unmarked(columns))
+                        .transpose()
+                        .and_then(|had| Fit::new(contract, had.as_ref(), &stream.schema).map(Some)),
+                };
+                fits.push(fit.with("stream", &stream.name).with("node", &node.name)?);
+            }
+            node.fits = Some(fits);
+        }
+        Ok(())
     }
 
     /// The sources that a node's rows come from.
@@ -200,6 +281,7 @@ impl PlanNode {
             Role::Source { .. } => "source",
             Role::Transform { .. } => "transform",
             Role::Sink { dead_letters: true, .. } => "dead letters",
+            Role::Sink { stands_in: Some(_), .. } => "fallback",
             Role::Sink { .. } => "sink",
         }
     }
@@ -335,8 +417,47 @@ fn plan_sink(sink: &Arc<dyn Sink>, inputs: Vec<Input>) -> Result<Planned> {
         guarantee: Guarantee::unknown(),
         deals: Vec::new(),
         dead_letters: false,
+        stands_in: None,
     };
     Ok((sink.info(), role, inputs, Vec::new()))
+}
+
+/// A fallback takes part in every epoch as its sink does, so it must be one that can.
+fn fallback_node(name: &str, sink: &Arc<dyn Sink>, of: usize, main: &PlanNode) -> Result<PlanNode> {
+    sink.validate()?;
+    let at_end = |publication| publication == Publication::AtEnd;
+    if sink.commit_mode() == CommitMode::Atomic {
+        return Err(Error::unsupported("a sink with transactions of its own can't be a fallback")
+            .remedy("let files or another staged sink take the rows"));
+    }
+    if at_end(sink.publication())
+        || matches!(main.role, Role::Sink { publication, .. } if at_end(publication))
+    {
+        return Err(Error::unsupported(
+            "what overwrites needs all rows in one place, and can't have or be a fallback",
+        )
+        .remedy("let both sinks append"));
+    }
+    Ok(PlanNode {
+        name: name.to_owned(),
+        info: sink.info(),
+        role: Role::Sink {
+            sink: Arc::clone(sink),
+            mode: sink.commit_mode(),
+            publication: sink.publication(),
+            guarantee: Guarantee::unknown(),
+            deals: Vec::new(),
+            dead_letters: false,
+            stands_in: Some(of),
+        },
+        inputs: Vec::new(),
+        outputs: Vec::new(),
+        lanes: 1,
+        guards: GuardOptions::default(),
+        max_rejects: None,
+        schema_contract: None,
+        fits: None,
+    })
 }
 
 fn dead_letter_node(sink: &Arc<dyn Sink>) -> PlanNode {
@@ -350,10 +471,15 @@ fn dead_letter_node(sink: &Arc<dyn Sink>) -> PlanNode {
             guarantee: Guarantee::unknown(),
             deals: Vec::new(),
             dead_letters: true,
+            stands_in: None,
         },
         inputs: Vec::new(),
         outputs: Vec::new(),
         lanes: 1,
+        guards: GuardOptions::default(),
+        max_rejects: None,
+        schema_contract: None,
+        fits: None,
     }
 }
 

@@ -12,7 +12,7 @@ use super::tree::{Node, join};
 use super::{Spec, graph, secrets};
 use crate::checkpoint::Log;
 use crate::error::{Error, Result};
-use crate::pipeline::{Action, Delivery, Kind, OnError, Pipeline, PipelineBuilder};
+use crate::pipeline::{Action, Delivery, Kind, NodeOptions, OnError, Pipeline, PipelineBuilder};
 use crate::registry::{Factory, Registered, Registry};
 use crate::sink::{CommitMode, Sink};
 
@@ -33,10 +33,12 @@ pub(crate) fn build(spec: &Spec, registry: &Registry) -> Result<Pipeline, SpecEr
         made
     };
     let nodes: Vec<Option<Kind>> = document.nodes.iter().map(&mut make).collect();
+    let fallbacks: Vec<Option<Kind>> =
+        document.nodes.iter().map(|node| node.fallback.as_deref().and_then(&mut make)).collect();
     let letters = document.dead_letters.as_ref().and_then(&mut make);
     check_delivery(document, &nodes, &mut problems);
     if problems.is_empty() {
-        match assemble(spec, document, nodes, letters) {
+        match assemble(spec, document, nodes.into_iter().zip(fallbacks), letters) {
             Ok(pipeline) => return Ok(pipeline),
             Err(error) => problems.push(locate(spec, &error).map(|text| secrets.hide(&text))),
         }
@@ -85,8 +87,14 @@ pub(crate) fn read_dead_letters(
         Some(Kind::Source(source)) if problems.is_empty() => {
             let name = spec.name().unwrap_or_default();
             let built = Pipeline::builder(name)
-                .node("letters".into(), Kind::Source(source), Vec::new(), None)
-                .node("reader".into(), Kind::Sink(Arc::new(into)), vec!["letters".into()], None)
+                .node("letters".into(), Kind::Source(source), Vec::new(), None, NodeOptions::default())
+                .node(
+                    "reader".into(),
+                    Kind::Sink(Arc::new(into)),
+                    vec!["letters".into()],
+                    None,
+                    NodeOptions::default(),
+                )
                 .checkpoint_in_memory()
                 .parallelism(1)
                 .build();
@@ -103,9 +111,7 @@ fn defaults_of<'a>(document: &'a Document, role: Role, tag: &str) -> Option<&'a 
 /// An error of a plan or a run, at the node that it names.
 pub(crate) fn locate(spec: &Spec, error: &Error) -> Problem {
     let document = &spec.document;
-    let node = error
-        .context("node")
-        .and_then(|name| document.nodes.iter().chain(&document.dead_letters).find(|node| node.name == name));
+    let node = error.context("node").and_then(|name| document.all_nodes().find(|node| node.name == name));
     match node {
         Some(node) => at_node(node, &node.config, error),
         None => {
@@ -301,16 +307,28 @@ fn check_delivery(document: &Document, nodes: &[Option<Kind>], problems: &mut Ve
 fn assemble(
     spec: &Spec,
     document: &Document,
-    nodes: Vec<Option<Kind>>,
+    nodes: impl Iterator<Item = (Option<Kind>, Option<Kind>)>,
     letters: Option<Kind>,
 ) -> Result<Pipeline> {
     let settings =
         document.settings.as_ref().ok_or_else(|| Error::internal("a spec without problems or settings"))?;
     let mut builder = Pipeline::builder(settings.name.as_str());
-    for (node, kind) in document.nodes.iter().zip(nodes) {
+    for (node, (kind, fallback)) in document.nodes.iter().zip(nodes) {
         let kind = kind.ok_or_else(|| Error::internal("a node without problems or value"))?;
         let inputs = node.inputs.iter().map(|(input, _)| input.clone()).collect();
-        builder = builder.node(node.name.clone(), kind, inputs, node.delivery);
+        let fallback = match fallback {
+            // The builder gives it its name.
+            Some(Kind::Sink(sink)) => Some((String::new(), sink)),
+            _ => None,
+        };
+        let everywhere = settings.schema_contract.filter(|_| node.role == Role::Sink);
+        let options = NodeOptions {
+            guards: node.guards.clone(),
+            fallback,
+            max_rejects: node.max_rejects,
+            schema_contract: node.schema_contract.or(everywhere),
+        };
+        builder = builder.node(node.name.clone(), kind, inputs, node.delivery, options);
     }
     let action = match (document.on_error.action, letters) {
         (ActionWritten::DeadLetter, Some(Kind::Sink(sink))) => Action::DeadLetter(sink),

@@ -14,7 +14,8 @@ use super::problem::{Place, Problem, nearest, quoted};
 use super::schema::{self, PathText, Secret};
 use super::tree::{Entry, Node, Text, Value, join};
 use super::units::{ByteSize, Period};
-use crate::pipeline::{Again, Delivery, Restart};
+use crate::fault::{Bulkhead, CircuitBreaker, GuardOptions, MaxRejects, RateLimit, Retry};
+use crate::pipeline::{Again, Delivery, Restart, SchemaContract};
 
 /// The keys that hold nodes, or shape them.
 const STRUCTURE: [&str; 8] =
@@ -35,6 +36,9 @@ pub(crate) struct Settings {
     /// The guarantee that every sink must have; by default each has the strongest that is possible.
     #[serde(default)]
     pub(crate) delivery: Option<Delivery>,
+    /// How the schemas of those sinks may change that don't say so themselves.
+    #[serde(default)]
+    pub(crate) schema_contract: Option<SchemaContract>,
     /// What a run does once an earlier one has read the inputs to their end.
     #[serde(default)]
     pub(crate) again: Option<Again>,
@@ -164,6 +168,11 @@ pub(crate) struct NodeSpec {
     pub(crate) type_tag: Option<(String, Place)>,
     pub(crate) inputs: Vec<(String, Place)>,
     pub(crate) delivery: Option<Delivery>,
+    pub(crate) guards: GuardOptions,
+    pub(crate) max_rejects: Option<MaxRejects>,
+    pub(crate) schema_contract: Option<SchemaContract>,
+    /// The sink that takes what this one can't.
+    pub(crate) fallback: Option<Box<NodeSpec>>,
     /// The rest, which is for the type to understand.
     pub(crate) config: Node,
 }
@@ -181,6 +190,12 @@ pub(crate) struct Document {
 }
 
 impl Document {
+    /// Those that only help others too.
+    pub(crate) fn all_nodes(&self) -> impl Iterator<Item = &NodeSpec> {
+        let fallbacks = self.nodes.iter().filter_map(|node| node.fallback.as_deref());
+        self.nodes.iter().chain(fallbacks).chain(&self.dead_letters)
+    }
+
     pub(crate) fn read(root: &Node, problems: &mut Vec<Problem>) -> Self {
         let mut document = Self::default();
         let Value::Map(entries) = &root.value else {
@@ -405,6 +420,27 @@ impl Document {
                 Delivery::deserialize(node)
             })
         });
+        let guards = match role {
+            Role::Source | Role::Sink => read_guards(&mut config, key, problems),
+            Role::Transform => GuardOptions::default(),
+        };
+        let max_rejects = config.take("max_rejects").and_then(|entry| {
+            fit(&entry.node, &join(key, "max_rejects"), &entry.place, problems, |n| {
+                MaxRejects::deserialize(n)
+            })
+        });
+        let schema_contract =
+            (role == Role::Sink).then(|| config.take("schema_contract")).flatten().and_then(|entry| {
+                let key = join(key, "schema_contract");
+                fit(&entry.node, &key, &entry.place, problems, |n| SchemaContract::deserialize(n))
+            });
+        let fallback = (role == Role::Sink).then(|| config.take("fallback")).flatten().and_then(|entry| {
+            let key = join(key, "fallback");
+            let sink =
+                self.read_node(role, &format!("{name}_fallback"), &entry.place, &key, &entry.node, problems)?;
+            refuse_guards(&sink, problems);
+            Some(Box::new(sink))
+        });
         Some(NodeSpec {
             role,
             name: name.to_owned(),
@@ -413,6 +449,10 @@ impl Document {
             type_tag,
             inputs,
             delivery,
+            guards,
+            max_rejects,
+            schema_contract,
+            fallback,
             config,
         })
     }
@@ -495,6 +535,9 @@ impl Document {
                 &sink.node,
                 problems,
             );
+            if let Some(letters) = &self.dead_letters {
+                refuse_guards(letters, problems);
+            }
         }
         let Some(on_error) = read else { return };
         if let Some(share) = on_error.max_share
@@ -519,6 +562,40 @@ impl Document {
             _ => {}
         }
         self.on_error = on_error;
+    }
+}
+
+fn read_guards(config: &mut Node, key: &str, problems: &mut Vec<Problem>) -> GuardOptions {
+    fn read<T>(
+        config: &mut Node,
+        name: &'static str,
+        key: &str,
+        problems: &mut Vec<Problem>,
+        decode: impl Fn(&Node) -> Result<T, super::de::Fault>,
+    ) -> Option<T> {
+        let entry = config.take(name)?;
+        fit(&entry.node, &join(key, name), &entry.place, problems, decode)
+    }
+    GuardOptions {
+        retry: read(config, "retry", key, problems, |n| Retry::deserialize(n)),
+        timeout: read(config, "timeout", key, problems, |n| Period::deserialize(n)).map(Into::into),
+        rate_limit: read(config, "rate_limit", key, problems, |n| RateLimit::deserialize(n)),
+        circuit_breaker: read(config, "circuit_breaker", key, problems, |n| CircuitBreaker::deserialize(n)),
+        bulkhead: read(config, "bulkhead", key, problems, |n| Bulkhead::deserialize(n)),
+    }
+}
+
+/// A sink that only helps others isn't helped itself.
+fn refuse_guards(node: &NodeSpec, problems: &mut Vec<Problem>) {
+    let own = node.fallback.is_some()
+        || node.schema_contract.is_some()
+        || node.max_rejects.is_some()
+        || node.delivery.is_some();
+    if own || !node.guards.is_empty() {
+        problems.push(
+            Problem::new(&node.place, &node.key, "this sink takes neither guards nor a delivery of its own")
+                .help("give them to the sinks of the pipeline"),
+        );
     }
 }
 

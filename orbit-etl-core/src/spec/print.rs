@@ -91,6 +91,11 @@ fn redact_node(node: &mut Node, role: Role, tag: Option<&str>, registry: &Regist
         Role::Transform => registry.transform_entry(&tag).and_then(|e| e.schema()),
         Role::Sink => registry.sink_entry(&tag).and_then(|e| e.schema()),
     };
+    if let Value::Map(entries) = &mut node.value {
+        for entry in entries.iter_mut().filter(|e| role == Role::Sink && e.key == "fallback") {
+            redact_node(&mut entry.node, Role::Sink, None, registry);
+        }
+    }
     // What a name gives away is hidden even where the schema doesn't say so.
     mark(node);
     if let Some(schema) = schema {

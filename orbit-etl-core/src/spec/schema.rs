@@ -9,7 +9,9 @@ use serde_json::{Map, Value as Json, json};
 use super::document::{OnErrorWritten, Settings};
 use super::problem::Problem;
 use super::tree::{Entry, Node, Value, join};
-use crate::pipeline::Delivery;
+use super::units::Period;
+use crate::fault::{Bulkhead, CircuitBreaker, MaxRejects, RateLimit, Retry};
+use crate::pipeline::{Delivery, SchemaContract};
 use crate::registry::Registry;
 
 /// Stands for the type of a secret field in a derived schema: a text that is never shown.
@@ -200,10 +202,20 @@ pub fn json_schema(registry: &Registry) -> Json {
     });
     let name =
         json!({ "type": "string", "description": "In a list, the node's name; its type unless given." });
+    let contract = generator.subschema_for::<SchemaContract>().to_value();
+    let guards = guards(&mut generator);
+    let max_rejects = guards["max_rejects"].clone();
+    let mut of_sink = json!({ "inputs": inputs, "delivery": delivery, "schema_contract": contract, "fallback": {
+        "description": "The sink that takes the rows that this one can't.",
+        "allOf": [{ "$ref": "#/$defs/Sink" }]
+    } });
+    if let (Some(of_sink), Some(guards)) = (of_sink.as_object_mut(), guards.as_object()) {
+        of_sink.extend(guards.clone());
+    }
     let roles = [
-        ("Source", sources, json!({})),
-        ("Transform", transforms, json!({ "inputs": inputs, "name": name })),
-        ("Sink", sinks, json!({ "inputs": inputs, "delivery": delivery })),
+        ("Source", sources, guards),
+        ("Transform", transforms, json!({ "inputs": inputs, "name": name, "max_rejects": max_rejects })),
+        ("Sink", sinks, of_sink),
     ];
     let mut defaults = Map::new();
     for (role, types, extra) in roles {
@@ -271,6 +283,21 @@ pub fn json_schema(registry: &Registry) -> Json {
     });
     suit_editors(&mut schema);
     sorted(schema)
+}
+
+/// What every source and sink may have.
+fn guards(generator: &mut SchemaGenerator) -> Json {
+    json!({
+        "retry": generator.subschema_for::<Retry>().to_value(),
+        "timeout": {
+            "description": "How long one call may take: opening a split, the next rows, a write, a prepare.",
+            "allOf": [generator.subschema_for::<Period>().to_value()]
+        },
+        "rate_limit": generator.subschema_for::<RateLimit>().to_value(),
+        "circuit_breaker": generator.subschema_for::<CircuitBreaker>().to_value(),
+        "bulkhead": generator.subschema_for::<Bulkhead>().to_value(),
+        "max_rejects": generator.subschema_for::<MaxRejects>().to_value(),
+    })
 }
 
 fn object(schema: Schema, key: &str) -> Map<String, Json> {

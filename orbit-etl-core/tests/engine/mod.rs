@@ -2,10 +2,12 @@
 
 mod again;
 mod between_runs;
+mod contracts;
 mod dealing;
 mod delivery;
 mod failure;
 mod graph;
+mod guards;
 mod histories;
 mod many_splits;
 mod protocol;

@@ -6,6 +6,7 @@ use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;
 use async_trait::async_trait;
 use futures::stream::{BoxStream, StreamExt};
+use orbit_etl_core::fault::MaxRejects;
 use orbit_etl_core::memory::{MemorySink, MemorySource, MemoryTable};
 use orbit_etl_core::{
     BlockingOperator, CommitMode, ConnectorInfo, Context, ErrorKind, OnError, Output, Payload, Pipeline,
@@ -212,4 +213,56 @@ async fn a_node_that_needs_its_whole_input_can_reject_rows_of_it() {
     let (capped, table) = run(OnError::skip().max_rows(19)).await;
     assert_eq!((capped.unwrap_err().context("ceiling"), table.rows()), (Some("19"), 0));
     assert_eq!(run(OnError::skip().max_share(0.1)).await.0.unwrap().rows_rejected(), 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_node_has_a_ceiling_of_its_own() {
+    let run = |limit: MaxRejects, every: u64| {
+        let (source, feed) = MemorySource::unbounded(vec![StreamInfo::new("t", schema())]);
+        feed.add_split("s");
+        for i in 0..20 {
+            feed.push("s", rows(i * 10, i * 10 + 10)).unwrap();
+        }
+        feed.finish_split("s").unwrap();
+        feed.finish();
+        let (table, other, letters) = (MemoryTable::new(), MemoryTable::new(), MemoryTable::new());
+        let pipeline = Pipeline::builder("p")
+            .source("in", source)
+            .sink("out", MemorySink::new(&table).reject_if(every_tenth))
+            .inputs(["in"])
+            .max_rejects(limit)
+            .sink("other", MemorySink::new(&other).reject_if(every_tenth))
+            .inputs(["in"])
+            .on_error(OnError::dead_letter(MemorySink::new(&letters)))
+            .epoch_every(Duration::from_secs(every))
+            .checkpoint_in_memory()
+            .build()
+            .unwrap();
+        async move { (soon(pipeline.run()).await, table.rows(), other.rows(), letters.rows()) }
+    };
+    let limit = MaxRejects { rows: Some(20), share: Some(0.1), window: None };
+    let (report, rows, _, letters) = run(limit, 3_600).await;
+    assert_eq!((report.unwrap().rows_rejected(), rows, letters), (40, 180, 40));
+    for limit in [
+        MaxRejects { rows: Some(19), ..MaxRejects::default() },
+        MaxRejects { share: Some(0.09), ..MaxRejects::default() },
+        MaxRejects { share: Some(0.09), window: Some(1_000), ..MaxRejects::default() },
+    ] {
+        let (failed, rows, other, letters) = run(limit, 3_600).await;
+        let failed = failed.unwrap_err();
+        assert_eq!((failed.is_ceiling(), failed.context("node")), (true, Some("out")), "{limit:?}");
+        assert_eq!((rows, other, letters), (0, 0, 0), "{limit:?}: nothing of the epoch is committed");
+    }
+    for wrong in [
+        MaxRejects::default(),
+        MaxRejects { share: Some(2.0), ..MaxRejects::default() },
+        MaxRejects { rows: Some(1), window: Some(0), ..MaxRejects::default() },
+    ] {
+        let table = MemoryTable::new();
+        let built = Pipeline::builder("p")
+            .source("in", numbers(1, 1))
+            .max_rejects(wrong)
+            .sink("out", MemorySink::new(&table));
+        assert_eq!(built.build().unwrap_err().context("option"), Some("max_rejects"), "{wrong:?}");
+    }
 }

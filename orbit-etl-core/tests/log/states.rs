@@ -18,7 +18,7 @@ async fn everything_comes_back() {
         let mut state = state_of(&claim, 9, 10);
         state.complete = true;
         state.checkpoint_in = Some("pg".into());
-        state.sinks.insert("out".into(), SinkMark { type_tag: "files".into() });
+        state.sinks.insert("out".into(), SinkMark { type_tag: "files".into(), ..SinkMark::default() });
         let counts = NodeCounts { rows_in: u64::MAX, rows_out: 1, rejected: 2, filtered: 3, bytes: 4 };
         state.totals.insert("in".into(), counts);
         state.pending = vec![pending(8, 1), pending(9, 1)];

@@ -9,6 +9,7 @@ use futures::FutureExt;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use orbit_etl_core::checkpoint::Log;
+use orbit_etl_core::fault::{CircuitBreaker, Retry};
 use orbit_etl_core::memory::{MemoryFeed, MemorySink, MemorySource, MemoryTable};
 use orbit_etl_core::observe::{Outcome, RunReport};
 use orbit_etl_core::{
@@ -20,7 +21,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio_util::sync::CancellationToken;
 
 use super::files::{FilesSink, Folder, SinkBug, ids, refused};
-use super::shape::{Entry, Shape, SinkKind, commit_rejects, prepare_rejects};
+use super::shape::{Entry, FallbackKind, Shape, SinkKind, commit_rejects, prepare_rejects};
 use super::sink::{ModelSink, Seen};
 use super::source::{ModelSource, Told};
 use super::store::Store;
@@ -30,6 +31,10 @@ use super::world::{INJECTED, Instance, Random, World};
 /// No calm run needs longer, in its own time.
 const PATIENCE: u64 = 20;
 
+/// Repetitions that take no time.
+const RETRY: Retry =
+    Retry { max: 2, max_time: Duration::from_secs(1), backoff: Duration::ZERO, max_backoff: Duration::ZERO };
+
 /// The targets, and what must be in them.
 #[derive(Debug)]
 pub(crate) struct Targets {
@@ -37,6 +42,8 @@ pub(crate) struct Targets {
     pub(crate) tables: BTreeMap<String, MemoryTable>,
     pub(crate) folders: BTreeMap<String, Folder>,
     pub(crate) letters: MemoryTable,
+    /// By the sinks that they help.
+    pub(crate) fallbacks: BTreeMap<String, MemoryTable>,
 }
 
 /// What is found wrong with a history, and how it went if that was asked for.
@@ -117,6 +124,12 @@ impl History {
             tables: of(false).map(|n| (n, MemoryTable::new())).collect(),
             folders: of(true).map(|n| (n, Folder::default())).collect(),
             letters: MemoryTable::new(),
+            fallbacks: shape
+                .sinks
+                .iter()
+                .filter(|s| s.fallback.is_some())
+                .map(|s| (s.name.clone(), MemoryTable::new()))
+                .collect(),
         });
         Self {
             world,
@@ -226,13 +239,18 @@ impl History {
                 told: Told::default(),
             };
             builder = builder.source(&source.name, model);
+            if shape.retries {
+                builder = builder.retry(RETRY);
+            }
         }
         for node in &shape.nodes {
             let model = ModelTransform { model: node.model, rejects: shape.rejects };
             builder = builder.transform(&node.name, model).inputs(node.inputs.clone());
         }
-        let wrap = |inner: Arc<dyn Sink>| ModelSink {
+        let wrap = |inner: Arc<dyn Sink>, at_write: bool| ModelSink {
             inner,
+            at_write,
+            partial: shape.retries,
             instance: Arc::clone(instance),
             bug: self.bug,
             seen: Arc::clone(&self.seen),
@@ -272,14 +290,34 @@ impl History {
                     Arc::new(memory)
                 }
             };
-            builder = builder.sink(&sink.name, wrap(inner)).inputs(sink.inputs.clone());
+            builder = builder.sink(&sink.name, wrap(inner, sink.at_write)).inputs(sink.inputs.clone());
+            if shape.retries {
+                builder = builder.retry(RETRY);
+            }
+            if let Some(kind) = sink.fallback {
+                let mut fallback = MemorySink::new(&self.targets.fallbacks[&sink.name]);
+                if kind == FallbackKind::Immediate {
+                    fallback = fallback.with_mode(CommitMode::Immediate);
+                }
+                if sink.at_prepare {
+                    fallback = fallback.reject_if(|b: &arrow::array::RecordBatch, row: usize| {
+                        prepare_rejects(ids(b)[row]).then(|| "refused".to_owned())
+                    });
+                }
+                let breaker = CircuitBreaker {
+                    min_calls: 2,
+                    open_for: Duration::from_millis(15),
+                    ..CircuitBreaker::default()
+                };
+                builder = builder.circuit_breaker(breaker).fallback(wrap(Arc::new(fallback), sink.at_write));
+            }
         }
         if shape.rejects {
             let mut letters = MemorySink::new(&self.targets.letters);
             if shape.letters_immediate {
                 letters = letters.with_mode(CommitMode::Immediate);
             }
-            builder = builder.on_error(OnError::dead_letter(wrap(Arc::new(letters))));
+            builder = builder.on_error(OnError::dead_letter(wrap(Arc::new(letters), false)));
         }
         builder.build().unwrap()
     }
@@ -383,7 +421,7 @@ impl History {
 
     /// A pipeline of the same name with a log of its own must not touch these targets.
     fn let_an_alien_try(&mut self) {
-        let all = self.shape.sinks.len() + usize::from(self.shape.rejects);
+        let all = self.targets.fallbacks.len() + self.shape.sinks.len() + usize::from(self.shape.rejects);
         if self.world.lock().claimed.len() < all {
             return;
         }
@@ -487,7 +525,8 @@ impl History {
             None => self.world.wrong("a further run doesn't end".into()),
         }
         self.targets.judge(&self.world, "after a further run");
-        let staged: usize = self.targets.tables.values().map(MemoryTable::staged_count).sum();
+        let tables = self.targets.tables.values().chain(self.targets.fallbacks.values());
+        let staged: usize = tables.map(MemoryTable::staged_count).sum();
         let staged = staged + self.targets.folders.values().map(Folder::staged_count).sum::<usize>();
         if staged > 0 {
             self.world.wrong(format!("{staged} staged parts are left behind"));
@@ -497,7 +536,7 @@ impl History {
     /// What is counted over all runs is what there was.
     fn judge_report(&self, report: &RunReport) {
         for node in &report.nodes {
-            let Some(said) = node.delivery else { continue };
+            let Some(said) = node.delivery.filter(|_| node.role != "fallback") else { continue };
             let promise = self.shape.promise(&node.name);
             if said != promise {
                 self.world.wrong(format!("{} is promised {said}, it should be {promise}", node.name));

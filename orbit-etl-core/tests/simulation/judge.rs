@@ -4,21 +4,28 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;
+use orbit_etl_core::memory::MemoryTable;
 use orbit_etl_core::{Delivery, Replay};
 
 use super::files::ids;
 use super::history::Targets;
-use super::shape::{LETTERS, NodeShape, Rows, Shape, SinkKind};
+use super::shape::{FallbackKind, LETTERS, NodeShape, Rows, Shape, SinkKind};
 use super::transforms::{Model, group_of};
 use super::world::World;
 
 impl Targets {
     fn batches(&self, sink: &str) -> Vec<RecordBatch> {
-        match (self.tables.get(sink), self.folders.get(sink)) {
-            (Some(table), _) => table.streams().iter().flat_map(|s| table.batches(s)).collect(),
+        let of = |table: &MemoryTable| -> Vec<_> {
+            table.streams().iter().flat_map(|s| table.batches(s)).collect()
+        };
+        let mut batches = match (self.tables.get(sink), self.folders.get(sink)) {
+            (Some(table), _) => of(table),
             (None, Some(folder)) => folder.batches(),
             (None, None) => Vec::new(),
-        }
+        };
+        // A row is in the sink or in its fallback.
+        batches.extend(self.fallbacks.get(sink).map(of).unwrap_or_default());
+        batches
     }
 
     pub(crate) fn rows(&self, sink: &str) -> Rows {
@@ -65,7 +72,12 @@ impl Targets {
         let [input] = inputs else { return };
         let shape = self.shape.sinks.iter().find(|s| s.name == *sink).unwrap();
         let numbered = self.shape.nodes.iter().any(|n| n.name == *input && n.model == Model::Keyed);
-        if !numbered || shape.at_prepare || shape.at_commit || shape.kind == SinkKind::Upsert {
+        if !numbered
+            || shape.at_prepare
+            || shape.at_commit
+            || shape.at_write
+            || shape.kind == SinkKind::Upsert
+        {
             return;
         }
         let mut numbers: BTreeMap<Option<i64>, Vec<i64>> = BTreeMap::new();
@@ -93,10 +105,11 @@ impl Shape {
                 self.origins(&shape.inputs, &mut origins);
                 let keeper = self.sinks.iter().find(|s| s.kind == SinkKind::Atomic).map(|s| &s.name);
                 match shape.kind {
+                    _ if shape.fallback == Some(FallbackKind::Immediate) => Delivery::AtLeastOnce,
                     SinkKind::Staged | SinkKind::Files => Delivery::ExactlyOnce,
                     SinkKind::Atomic if keeper == Some(&shape.name) => Delivery::ExactlyOnce,
-                    SinkKind::Atomic | SinkKind::Immediate => Delivery::AtLeastOnce,
-                    SinkKind::Upsert => Delivery::EffectivelyOnce,
+                    SinkKind::Upsert if shape.fallback.is_none() => Delivery::EffectivelyOnce,
+                    SinkKind::Atomic | SinkKind::Immediate | SinkKind::Upsert => Delivery::AtLeastOnce,
                 }
             }
             None => {

@@ -27,6 +27,8 @@ pub(crate) struct Shape {
     pub(crate) keys: bool,
     pub(crate) epoch_millis: u64,
     pub(crate) edge_bytes: usize,
+    /// Calls are repeated.
+    pub(crate) retries: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -77,6 +79,15 @@ pub(crate) struct SinkShape {
     pub(crate) inputs: Vec<String>,
     pub(crate) at_prepare: bool,
     pub(crate) at_commit: bool,
+    /// Batches with certain rows are refused as they are.
+    pub(crate) at_write: bool,
+    pub(crate) fallback: Option<FallbackKind>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FallbackKind {
+    Staged,
+    Immediate,
 }
 
 pub(crate) fn source_rejects(id: i64) -> bool {
@@ -91,8 +102,35 @@ pub(crate) fn commit_rejects(id: i64) -> bool {
     id % 16 == 7
 }
 
+pub(crate) fn write_refuses(id: i64) -> bool {
+    id % 16 == 9
+}
+
 impl Shape {
     pub(crate) fn draw(r: &mut Random) -> Self {
+        let mut shape = Self::draw_plain(r);
+        // Guards are drawn aside, so that the histories without them stay what they are.
+        let mut aside = r.clone();
+        if aside.one_in(3) {
+            shape.draw_guards(&mut aside);
+        }
+        shape
+    }
+
+    fn draw_guards(&mut self, r: &mut Random) {
+        self.retries = !r.one_in(3);
+        let first_atomic = self.sinks.iter().position(|s| s.kind == SinkKind::Atomic);
+        for (i, sink) in self.sinks.iter_mut().enumerate() {
+            let second_atomic = sink.kind == SinkKind::Atomic && first_atomic != Some(i);
+            sink.at_write = self.rejects && !second_atomic && r.one_in(2);
+            if !self.at_end && !sink.at_commit && r.one_in(2) {
+                sink.fallback =
+                    Some(if r.one_in(4) { FallbackKind::Immediate } else { FallbackKind::Staged });
+            }
+        }
+    }
+
+    fn draw_plain(r: &mut Random) -> Self {
         let bounded = !r.one_in(3);
         let at_end = bounded && r.one_in(6);
         let holds = bounded && r.one_in(8);
@@ -134,6 +172,8 @@ impl Shape {
                     && !second_atomic
                     && matches!(kind, SinkKind::Staged | SinkKind::Atomic | SinkKind::Files)
                     && r.one_in(2),
+                at_write: false,
+                fallback: None,
             });
         }
         for name in &known {
@@ -153,6 +193,7 @@ impl Shape {
             keys,
             epoch_millis: *r.pick(&[1, 3, 10, 40]),
             edge_bytes: *r.pick(&[1, 2_048, 1 << 20]),
+            retries: false,
         }
     }
 
@@ -185,7 +226,10 @@ impl Shape {
         for sink in &self.sinks {
             let mut out = Rows::new();
             for (id, count) in sink.inputs.iter().flat_map(|i| rows[i].clone()) {
-                if (sink.at_prepare && prepare_rejects(id)) || (sink.at_commit && commit_rejects(id)) {
+                if (sink.at_prepare && prepare_rejects(id))
+                    || (sink.at_commit && commit_rejects(id))
+                    || (sink.at_write && write_refuses(id))
+                {
                     *letters.entry((sink.name.clone(), id)).or_default() += count;
                 } else {
                     *out.entry(id).or_default() += if sink.kind == SinkKind::Upsert { 1 } else { count };

@@ -11,11 +11,12 @@ use object_store::path::Path;
 use orbit_etl_core::checkpoint::Log;
 use orbit_etl_core::{
     CheckpointRecord, CommitMode, Committable, Committed, Connector, ConnectorInfo, Context, Discard, Epoch,
-    ErrorKind, Health, LaneId, Lineage, Prepared, Publication, Reject, Result, Sink, SinkSession, SinkWriter,
-    StreamId, StreamInfo,
+    Error, ErrorKind, Health, LaneId, Lineage, Prepared, Publication, Reject, Result, Sink, SinkSession,
+    SinkWriter, StreamId, StreamInfo,
 };
 
-use super::files::SinkBug;
+use super::files::{SinkBug, ids};
+use super::shape::write_refuses;
 use super::world::{Fate, Instance, injected};
 
 /// What was last committed to each sink, for the bug that reads it before it fences.
@@ -29,6 +30,10 @@ pub(crate) struct ModelSink {
     pub(crate) seen: Seen,
     /// Another pipeline's log, whose runs must not be let in.
     pub(crate) alien: bool,
+    /// Refuses batches with certain rows.
+    pub(crate) at_write: bool,
+    /// A write that fails may have taken some rows, and says so.
+    pub(crate) partial: bool,
 }
 
 #[async_trait]
@@ -125,7 +130,8 @@ impl SinkSession for Session {
         let call = format!("{}/{}", self.name, lane.0);
         self.of.instance.before(&format!("{call} writer")).await?;
         let inner = self.inner()?.writer(lane).await?;
-        Ok(Box::new(Writer { inner, instance: Arc::clone(&self.of.instance), call }))
+        let ModelSink { at_write, partial, .. } = self.of;
+        Ok(Box::new(Writer { inner, instance: Arc::clone(&self.of.instance), call, at_write, partial }))
     }
 
     async fn commit(
@@ -200,13 +206,24 @@ struct Writer {
     inner: Box<dyn SinkWriter>,
     instance: Arc<Instance>,
     call: String,
+    at_write: bool,
+    partial: bool,
 }
 
 #[async_trait]
 impl SinkWriter for Writer {
     async fn write(&mut self, stream: StreamId, batch: RecordBatch) -> Result<()> {
         let call = format!("{} write", self.call);
-        self.instance.before(&call).await?;
+        if self.at_write && ids(&batch).into_iter().any(write_refuses) {
+            return Err(Error::data("refused as it is").taken(0));
+        }
+        if let Err(error) = self.instance.before(&call).await {
+            let taken = if self.partial { batch.num_rows() / 2 } else { 0 };
+            if taken > 0 {
+                self.inner.write(stream, batch.slice(0, taken)).await?;
+            }
+            return Err(error.taken(taken));
+        }
         self.inner.write(stream, batch).await?;
         self.instance.after(&call).await
     }

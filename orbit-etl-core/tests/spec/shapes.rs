@@ -279,3 +279,78 @@ fn fifty_nodes_are_checked_in_a_blink() {
     // Unoptimised code on a busy machine; the bound is for what grows with the square.
     assert!(begun.elapsed().as_millis() < 1000, "{:?}", begun.elapsed());
 }
+
+#[tokio::test]
+async fn guards_are_written_beside_the_keys_of_the_type() {
+    let told = plan(
+        "
+name: p
+source:
+  type: files
+  path: in.csv
+  format: csv
+  retry: {max: 7, max_time: 5m}
+  rate_limit: {rows: 1000, bytes: 64MiB}
+  max_rejects: {rows: 10, share: 0.01, window: 100000}
+transforms: [{type: sql, query: a, max_rejects: {rows: '${LANES}'}}]
+sink:
+  type: files
+  path: out
+  format: json
+  timeout: 30s
+  retry: {}
+  circuit_breaker: {failure_rate: 0.2, open_for: 1m}
+  bulkhead: {service: lake, max_calls: 4}
+  fallback: {type: files, path: aside, format: json}
+schema_contract: {columns: freeze, types: discard_value}
+on_error: skip
+",
+    )
+    .await;
+    for note in [
+        "retry: up to 7 times within 300s",
+        "rate limit: 1000 rows, 67108864 bytes per second",
+        "rejects at most 10 rows and a share of 0.01 of the last 100000 rows",
+        "rejects at most 3 rows in a run",
+        "timeout: 30s per call",
+        "retry: up to 4 times within 60s",
+        "circuit breaker: opens for 60s when 0.2 of at least 5 calls within 30s fail",
+        "bulkhead: 4 calls at a time to lake",
+        "schema contract: tables evolve, columns freeze, types discard_value",
+        "fallback: sink_fallback",
+        "fallback sink_fallback",
+        "takes what sink can't",
+    ] {
+        assert!(told.contains(note), "{note} is not in:\n{told}");
+    }
+}
+
+#[test]
+fn guards_that_make_no_sense_are_told_at_their_keys() {
+    let tell = |guard: &str| {
+        let text = format!(
+            "{}  {guard}\n",
+            ENDS.replace(
+                "sink: {type: files, path: out, format: json}\n",
+                "sink:\n  type: files\n  path: out\n  format: json\n"
+            )
+        );
+        let parsed = loader().parse(&text, Syntax::Yaml).and_then(|spec| spec.build(&registry()));
+        parsed.unwrap_err().to_string()
+    };
+    for (guard, words) in [
+        ("retry: {maks: 3}", vec!["sink.retry.maks", "max"]),
+        ("timeout: 3 parsecs", vec!["sink.timeout"]),
+        ("schema_contract: {columns: drop}", vec!["sink.schema_contract.columns", "discard_row"]),
+        ("timeout: 0s", vec!["sink", "a timeout of nothing"]),
+        ("bulkhead: {service: a}", vec!["sink.bulkhead", "max_calls"]),
+        ("max_rejects: {share: 3}", vec!["sink", "between 0 and 1"]),
+        ("fallback: {type: files, format: json}", vec!["sink.fallback", "path"]),
+        ("fallback: {type: files, path: a, format: json, retry: {}}", vec!["sink.fallback", "guards"]),
+    ] {
+        let told = tell(guard);
+        for word in words {
+            assert!(told.contains(word), "{guard}: {word} is not in:\n{told}");
+        }
+    }
+}

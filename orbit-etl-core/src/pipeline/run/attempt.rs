@@ -1,9 +1,7 @@
 //! From the start of a run to its end, restarts included.
 
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::control::Control;
 use super::epochs::{Epochs, Tally};
@@ -11,21 +9,32 @@ use super::recover::{Sessions, judge_fence, open_sinks, recover};
 use super::wire::Wiring;
 use crate::context::Context;
 use crate::error::{Error, Result, ResultExt};
+use crate::fault::{Ceilings, Guards, pause};
 use crate::observe::{NodeReport, Outcome, RunReport};
 use crate::pipeline::builder::Definition;
 use crate::pipeline::plan::{Plan, Role};
+
+/// What a run knows of its nodes over all restarts.
+#[derive(Debug)]
+pub(crate) struct Guarded {
+    pub(crate) guards: Guards,
+    pub(crate) ceilings: Ceilings,
+}
 
 /// Runs a pipeline to its end: again and again while it fails with errors that pass by themselves.
 pub(crate) async fn run(definition: Arc<Definition>, control: Control) -> Result<RunReport> {
     let started = Instant::now();
     let mut tally = Tally::default();
+    let guarded = Guarded { guards: definition.guards()?, ceilings: definition.ceilings()? };
     let mut restarts = 0;
     let mut in_a_row = 0;
     loop {
         tally.since_restart = 0;
-        let ended = attempt(&definition, &control, &mut tally, started).await;
+        let ended = attempt(&definition, &control, &guarded, &mut tally, started).await;
         match ended {
-            Ok((outcome, plan)) => return Ok(report(&definition, outcome, &plan, tally, restarts, started)),
+            Ok((outcome, plan)) => {
+                return Ok(report(&definition, outcome, &plan, &guarded.guards, tally, restarts, started));
+            }
             Err(error) if error.is_retryable() && !control.abort.is_cancelled() => {
                 in_a_row = if tally.since_restart > 0 { 1 } else { in_a_row + 1 };
                 let limits = definition.settings.restart;
@@ -34,7 +43,7 @@ pub(crate) async fn run(definition: Arc<Definition>, control: Control) -> Result
                     return Err(error.with("restarts", limits.max));
                 }
                 restarts += 1;
-                let pause = backoff(limits.backoff, limits.max_backoff, in_a_row);
+                let pause = pause(limits.backoff, limits.max_backoff, in_a_row, error.pause_asked());
                 tracing::warn!(
                     pipeline = %definition.name, restart = restarts, error = %error.report(),
                     "the run restarts in {pause:?}"
@@ -54,6 +63,7 @@ pub(crate) async fn run(definition: Arc<Definition>, control: Control) -> Result
 async fn attempt(
     definition: &Definition,
     control: &Control,
+    guarded: &Guarded,
     tally: &mut Tally,
     started: Instant,
 ) -> Result<(Outcome, Plan)> {
@@ -62,7 +72,7 @@ async fn attempt(
         definition.disconnect(&cx).await;
         return Err(error);
     }
-    let ended = attempt_connected(definition, control, &cx, tally, started).await;
+    let ended = attempt_connected(definition, control, guarded, &cx, tally, started).await;
     definition.disconnect(&cx).await;
     ended
 }
@@ -70,12 +80,14 @@ async fn attempt(
 async fn attempt_connected(
     definition: &Definition,
     control: &Control,
+    guarded: &Guarded,
     cx: &Context,
     tally: &mut Tally,
     started: Instant,
 ) -> Result<(Outcome, Plan)> {
+    guarded.ceilings.begin_again();
     let prepare = async {
-        let plan = Plan::new(&definition.graph, &definition.plan_options(), cx).await?;
+        let plan = definition.plan(cx).await?;
         let mut sessions = open_sinks(&plan, cx).await?;
         let log = definition.log()?;
         match recover(&plan, &log, cx, &mut sessions, tally.completed).await {
@@ -97,6 +109,8 @@ async fn attempt_connected(
         state: &recovered.state,
         first_epoch: recovered.epoch + 1,
         on_error: &definition.settings.on_error,
+        guards: &guarded.guards,
+        ceilings: &guarded.ceilings,
         edge_bytes: definition.settings.edge_bytes,
         idle_after: definition.settings.idle_after,
         rejected: tally.counts.values().map(|c| c.rejected).sum(),
@@ -116,6 +130,7 @@ async fn attempt_connected(
         cx,
         control,
         &definition.settings.on_error,
+        guarded,
         definition.settings.every,
         &mut sessions,
         recovered,
@@ -160,19 +175,11 @@ impl Definition {
     }
 }
 
-/// Full jitter: anything between nothing and the doubled pause, so that instances don't restart
-/// together.
-fn backoff(first: Duration, longest: Duration, in_a_row: u32) -> Duration {
-    let ceiling = first.saturating_mul(1 << (in_a_row - 1).min(16)).min(longest);
-    let random = RandomState::new().build_hasher().finish();
-    #[allow(clippy::cast_precision_loss)] // A random share needs no more than 52 bits.
-    ceiling.mul_f64(random as f64 / u64::MAX as f64)
-}
-
 fn report(
     definition: &Definition,
     outcome: Outcome,
     plan: &Plan,
+    guards: &Guards,
     tally: Tally,
     restarts: u32,
     started: Instant,
@@ -186,6 +193,7 @@ fn report(
             Role::Sink { guarantee, .. } => Some(guarantee.delivery),
             _ => None,
         },
+        guards: guards.counts(&node.name),
     });
     RunReport {
         pipeline: definition.name.clone(),

@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arrow::datatypes::SchemaRef;
 use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 
+use super::attempt::Guarded;
 use super::control::Control;
+use super::guarded::Aside;
 use super::letters::Close;
 use super::reader::Order;
 use super::recover::{Recovered, Sessions, commit_pending};
@@ -19,6 +22,7 @@ use crate::error::{CEILING, Error, ErrorKind, Result, ResultExt};
 use crate::event::{Position, Reject, SplitId};
 use crate::fault::{Rejected, failpoint};
 use crate::observe::{Outcome, Progress};
+use crate::pipeline::marked;
 use crate::pipeline::options::OnError;
 use crate::pipeline::plan::{Plan, Role};
 use crate::planted::{Bug, pace, planted};
@@ -40,6 +44,7 @@ pub(crate) struct Epochs<'a> {
     pub(crate) cx: &'a Context,
     pub(crate) control: &'a Control,
     pub(crate) on_error: &'a OnError,
+    guarded: &'a Guarded,
     pub(crate) every: Duration,
     pub(crate) sessions: &'a mut Sessions,
     pub(crate) claim: Claim,
@@ -84,6 +89,8 @@ struct Gathered {
     operators: BTreeMap<usize, OperatorState>,
     /// By sink and lane.
     prepared: BTreeMap<(usize, usize), Prepared>,
+    /// What sinks with a schema contract have been given since.
+    evolved: BTreeMap<usize, Vec<(String, SchemaRef)>>,
 }
 
 impl<'a> Epochs<'a> {
@@ -93,6 +100,7 @@ impl<'a> Epochs<'a> {
         cx: &'a Context,
         control: &'a Control,
         on_error: &'a OnError,
+        guarded: &'a Guarded,
         every: Duration,
         sessions: &'a mut Sessions,
         recovered: Recovered,
@@ -107,6 +115,7 @@ impl<'a> Epochs<'a> {
             cx,
             control,
             on_error,
+            guarded,
             every,
             sessions,
             claim,
@@ -235,6 +244,7 @@ impl<'a> Epochs<'a> {
         // Read to its end once is read to its end, though the host stop a run that takes it up again.
         let mut next = self.next_state(epoch, complete || self.state.complete, &mut gathered);
         self.check_share(&gathered)?;
+        self.check_ceilings(&gathered, complete)?;
         let mut staged = self.stage(epoch, &mut next, std::mem::take(&mut gathered.prepared), letters);
         if self.is_empty(&next, &staged) {
             self.wired.committed.set(epoch);
@@ -281,6 +291,9 @@ impl<'a> Epochs<'a> {
         self.awaiting.clear();
         self.state = next;
         for (node, counts) in gathered.counts {
+            if let Some(ceiling) = self.guarded.ceilings.of(&self.plan.nodes[node].name) {
+                ceiling.committed(counts.rows_in, counts.rejected);
+            }
             *self.tally.counts.entry(self.plan.nodes[node].name.clone()).or_default() += counts;
         }
         if planted(Bug::AcknowledgeBeforeCommit) {
@@ -306,7 +319,11 @@ impl<'a> Epochs<'a> {
     /// Rejects of commits count against the ceiling as all others do.
     fn count_carry(&self) -> Result<()> {
         for (node, reject) in &self.carry {
-            self.wired.rejects.count(reject).with("node", &self.plan.nodes[*node].name)?;
+            let name = &self.plan.nodes[*node].name;
+            self.wired.rejects.count(reject).with("node", name)?;
+            if let Some(ceiling) = self.guarded.ceilings.of(name) {
+                ceiling.count_late(reject.rows).with("node", name)?;
+            }
         }
         Ok(())
     }
@@ -351,9 +368,16 @@ impl<'a> Epochs<'a> {
                 }
                 epoch
             }
-            Message::WriterAtBarrier { node, lane, epoch, prepared, counts } => {
+            Message::WriterAtBarrier { node, lane, epoch, prepared, counts, aside, evolved } => {
+                if !evolved.is_empty() {
+                    gathered.evolved.entry(node).or_default().extend(evolved);
+                }
                 *gathered.counts.entry(node).or_default() += counts;
                 gathered.prepared.insert((node, lane), prepared);
+                if let Some(Aside { node, prepared, counts }) = aside {
+                    *gathered.counts.entry(node).or_default() += counts;
+                    gathered.prepared.insert((node, lane), prepared);
+                }
                 epoch
             }
             other => {
@@ -396,6 +420,10 @@ impl<'a> Epochs<'a> {
         next.complete = complete;
         for (node, splits) in &self.wired.splits {
             next.sources.insert(self.plan.nodes[*node].name.clone(), splits.snapshot());
+        }
+        for (node, evolved) in std::mem::take(&mut gathered.evolved) {
+            let mark = next.sinks.entry(self.plan.nodes[node].name.clone()).or_default();
+            mark.streams.extend(evolved.into_iter().map(|(stream, schema)| (stream, marked(&schema))));
         }
         for (i, node) in self.plan.nodes.iter().enumerate() {
             match gathered.operators.remove(&i) {
@@ -454,6 +482,7 @@ impl<'a> Epochs<'a> {
             && next.complete == self.state.complete
             && next.pending == self.state.pending
             && next.operators == self.state.operators
+            && next.sinks == self.state.sinks
             && staged.values().all(Vec::is_empty)
             && next.sources == self.state.sources
     }
@@ -613,12 +642,29 @@ impl<'a> Epochs<'a> {
         Ok(())
     }
 
+    /// By node, each over a window of its own.
+    fn check_ceilings(&self, gathered: &Gathered, last: bool) -> Result<()> {
+        for (i, counts) in &gathered.counts {
+            let name = &self.plan.nodes[*i].name;
+            if let Some(ceiling) = self.guarded.ceilings.of(name) {
+                ceiling.check(counts.rows_in, counts.rejected, last).with("node", name)?;
+            }
+        }
+        Ok(())
+    }
+
     fn tell_progress(&self) {
         let nodes = self.plan.nodes.iter().zip(&self.wired.metrics);
         self.control.progress.send_replace(Progress {
             nodes: nodes.map(|(node, live)| (node.name.clone(), live.read())).collect(),
             committed: self.tally.counts.clone(),
             totals: self.tally.totals.clone(),
+            guards: self
+                .plan
+                .nodes
+                .iter()
+                .filter_map(|node| Some((node.name.clone(), self.guarded.guards.counts(&node.name)?)))
+                .collect(),
             epochs: self.tally.epochs,
             epoch: self.state.epoch,
             elapsed: self.started.elapsed(),

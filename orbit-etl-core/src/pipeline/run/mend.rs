@@ -42,7 +42,7 @@ pub(crate) async fn mend(definition: &Definition, what: &Mend<'_>) -> Result<Sta
 }
 
 async fn mend_connected(definition: &Definition, cx: &Context, what: &Mend<'_>) -> Result<State> {
-    let plan = Plan::new(&definition.graph, &definition.plan_options(), cx).await?;
+    let plan = definition.plan(cx).await?;
     if let Some(keeper) = plan.keeper {
         return Err(Error::unsupported("the checkpoints are kept in the target, and can't be changed here")
             .with("node", &plan.nodes[keeper].name));

@@ -13,6 +13,7 @@ use tokio::time::{Interval, MissedTickBehavior};
 
 use super::narrow::Met;
 use super::open_splits::{OpenSplit, OpenSplits};
+use super::reopen::{Opening, list};
 use super::report::Message;
 use super::router::Router;
 use super::splits::Splits;
@@ -20,7 +21,7 @@ use crate::batch::estimated_bytes;
 use crate::context::Context;
 use crate::error::{Error, Result, ResultExt};
 use crate::event::{Reject, SourceEvent, SplitId, StreamId};
-use crate::fault::{RejectPort, failpoint};
+use crate::fault::{Guard, RejectPort, failpoint};
 use crate::observe::Counter;
 use crate::sink::Epoch;
 use crate::source::{ScanRequest, Source};
@@ -52,6 +53,7 @@ pub(crate) struct Reader {
     pub(crate) coordinator: mpsc::UnboundedSender<Message>,
     /// After this long without an event a split stops holding watermarks back.
     pub(crate) idle_after: Duration,
+    pub(crate) guard: Arc<Guard>,
 }
 
 /// What the coordinator tells a lane: to end an epoch.
@@ -136,11 +138,14 @@ impl Reader {
     async fn take_work(&mut self, open: &mut OpenSplits, ended: &mut bool) -> Result<()> {
         let work = self.splits.work(self.lane, !open.has_bounded());
         for (split, after) in work.open {
-            let events = self
-                .source
-                .open(&self.cx, &split, after.as_ref(), &self.scan)
-                .await
-                .with("split", &split.id)?;
+            let opening = Opening {
+                source: Arc::clone(&self.source),
+                cx: self.cx.clone(),
+                split: split.clone(),
+                scan: Arc::clone(&self.scan),
+                guard: Arc::clone(&self.guard),
+            };
+            let events = opening.open(after.clone()).await.with("split", &split.id)?;
             open.open(split, after, events);
         }
         for split in open.revoke(&work.revoke) {
@@ -274,9 +279,14 @@ fn idle_looks(idle_after: Duration) -> (Interval, u64) {
 }
 
 /// Feeds a source's split changes to the board until there are no more.
-pub(crate) async fn enumerate(source: Arc<dyn Source>, cx: Context, splits: Arc<Splits>) -> Result<()> {
+pub(crate) async fn enumerate(
+    source: Arc<dyn Source>,
+    cx: Context,
+    splits: Arc<Splits>,
+    guard: Arc<Guard>,
+) -> Result<()> {
     let after = splits.enumerator();
-    let mut changes = source.splits(&cx, after.as_ref()).await?;
+    let mut changes = list(&*source, &cx, after.as_ref(), &guard).await?;
     while let Some(change) = changes.next().await {
         splits.change(change?);
     }

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use crate::checkpoint::{Claim, Log, SinkMark, State};
+use crate::checkpoint::{Claim, Log, State};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::event::Reject;
 use crate::fault::failpoint;
+use crate::pipeline::marked;
 use crate::pipeline::options::Again;
 use crate::pipeline::plan::{Plan, Role};
 use crate::planted::{Bug, planted};
@@ -34,8 +35,11 @@ pub(crate) async fn open_sinks(plan: &Plan, cx: &Context) -> Result<Sessions> {
     let mut sessions = Sessions::new();
     for (i, node) in plan.sinks() {
         let Role::Sink { sink, dead_letters, .. } = &node.role else { continue };
-        let streams =
-            if *dead_letters { vec![crate::pipeline::plan::dead_letter_stream()] } else { node.streams() };
+        let streams = if *dead_letters {
+            vec![crate::pipeline::plan::dead_letter_stream()]
+        } else {
+            plan.streams_of(i)
+        };
         let session = sink.open(&cx.for_node(&node.name), &streams).await.with("node", &node.name)?;
         sessions.insert(i, session);
     }
@@ -339,8 +343,17 @@ fn begins_anew(plan: &Plan, state: &State) -> bool {
 
 fn remember_sinks(plan: &Plan, state: &mut State) {
     for (_, node) in plan.sinks() {
-        let mark = SinkMark { type_tag: node.info.type_tag.clone() };
-        state.sinks.insert(node.name.clone(), mark);
+        let mark = state.sinks.entry(node.name.clone()).or_default();
+        mark.type_tag.clone_from(&node.info.type_tag);
+        // Streams that don't come this time are remembered.
+        for (input, fit) in node.inputs.iter().zip(node.fits.iter().flatten()) {
+            if let Some(fit) = fit {
+                mark.streams.insert(input.stream.name.clone(), marked(fit.schema()));
+            }
+        }
+        if node.fits.is_none() {
+            mark.streams.clear();
+        }
     }
 }
 

@@ -1,5 +1,8 @@
 //! What tasks tell the coordinator.
 
+use arrow::datatypes::SchemaRef;
+
+use super::guarded::Aside;
 use crate::observe::NodeCounts;
 use crate::pipeline::run::splits::SplitProgress;
 use crate::sink::{Epoch, Prepared};
@@ -13,7 +16,16 @@ pub(crate) enum Message {
     /// A chain of operators has snapshot its states and sent the barrier on.
     ChainAtBarrier { epoch: Epoch, operators: Vec<(usize, OperatorState, NodeCounts)> },
     /// A lane of a sink has prepared.
-    WriterAtBarrier { node: usize, lane: usize, epoch: Epoch, prepared: Prepared, counts: NodeCounts },
+    WriterAtBarrier {
+        node: usize,
+        lane: usize,
+        epoch: Epoch,
+        prepared: Prepared,
+        counts: NodeCounts,
+        aside: Option<Aside>,
+        /// What the sink has been given since the last barrier, by stream.
+        evolved: Vec<(String, SchemaRef)>,
+    },
     /// All inputs of a lane of a sink have ended.
     WriterEnded,
     /// Splits wait for a commit and nothing else is left to read.

@@ -9,6 +9,7 @@ use super::blocking::Blocking;
 use super::chain::{Chain, Link};
 use super::edge::{Receiver, Sender, edge};
 use super::gate::Gate;
+use super::guarded::{Fallback, GuardedWriter};
 use super::letters::{Close, Letters};
 use super::reader::{Order, Reader, enumerate};
 use super::recover::Sessions;
@@ -20,13 +21,13 @@ use super::writer::Writer;
 use crate::checkpoint::State;
 use crate::context::Context;
 use crate::error::{Error, Result, ResultExt};
-use crate::fault::{DeadLetters, RejectPort};
-use crate::observe::{Counter, NodeMetrics};
+use crate::fault::{Ceilings, DeadLetters, Guards, RejectPort};
+use crate::observe::{Counter, NodeCounts, NodeMetrics};
 use crate::pipeline::lanes::Deal;
 use crate::pipeline::options::{Action, OnError};
 use crate::pipeline::plan::{Plan, PlanNode, Role};
 use crate::signal::Signal;
-use crate::sink::{CommitMode, Epoch, LaneId};
+use crate::sink::{CommitMode, Epoch, LaneId, SinkWriter};
 use crate::transform::{Distribution, OperatorState, Started};
 
 /// A run's tasks, started, and the coordinator's ends of all channels to them.
@@ -51,6 +52,8 @@ pub(crate) struct Wiring<'a> {
     pub(crate) state: &'a State,
     pub(crate) first_epoch: Epoch,
     pub(crate) on_error: &'a OnError,
+    pub(crate) guards: &'a Guards,
+    pub(crate) ceilings: &'a Ceilings,
     pub(crate) edge_bytes: usize,
     pub(crate) idle_after: std::time::Duration,
     /// How many rows the run has rejected in its committed epochs.
@@ -86,7 +89,8 @@ impl Wiring<'_> {
             metrics,
         };
         let port = |node: &PlanNode| {
-            RejectPort::new(node.name.as_str().into(), self.first_epoch, Arc::clone(&letters))
+            let ceiling = self.ceilings.of(&node.name);
+            RejectPort::new(node.name.as_str().into(), self.first_epoch, Arc::clone(&letters), ceiling)
         };
         for (i, node) in plan.nodes.iter().enumerate() {
             let cx = self.cx.for_node(&node.name);
@@ -113,6 +117,7 @@ impl Wiring<'_> {
                             counter: counter(),
                             coordinator: coordinator.clone(),
                             idle_after: self.idle_after,
+                            guard: self.guards.of(&node.name),
                         };
                         wired.barriers.push(barrier);
                         wired.reporting += 1;
@@ -121,7 +126,12 @@ impl Wiring<'_> {
                     if self.drained {
                         splits.enumerated();
                     } else {
-                        let listing = enumerate(Arc::clone(source), cx, Arc::clone(&splits));
+                        let listing = enumerate(
+                            Arc::clone(source),
+                            cx,
+                            Arc::clone(&splits),
+                            self.guards.of(&node.name),
+                        );
                         wired.tasks.spawn_for(&node.name, listing);
                     }
                     wired.splits.insert(i, splits);
@@ -171,21 +181,25 @@ impl Wiring<'_> {
                         wired.tasks.spawn_for(&node.name, chain.run());
                     }
                 }
-                Role::Sink { dead_letters: true, .. } => {}
+                Role::Sink { dead_letters: true, .. } | Role::Sink { stands_in: Some(_), .. } => {}
                 Role::Sink { mode, .. } => {
-                    let Some(session) = sessions.get_mut(&i) else { continue };
                     let streams: Arc<[String]> = node.inputs.iter().map(|n| n.stream.name.clone()).collect();
                     for lane in 0..node.lanes {
                         let writer = Writer {
                             node: i,
                             lane,
                             gate: Gate::new(gates.remove(&(i, lane, 0)).unwrap_or_default()),
-                            writer: session.writer(LaneId(lane)).await.with("node", &node.name)?,
+                            writer: self.writer(sessions, i, lane, letters.tolerates()).await?,
                             rejects: port(node),
                             counter: counter(),
                             coordinator: coordinator.clone(),
                             committed: (*mode == CommitMode::Atomic).then(|| wired.committed.subscribe()),
                             streams: Arc::clone(&streams),
+                            fits: node.fits.clone(),
+                            evolved: Vec::new(),
+                            refused: 0,
+                            left_out: 0,
+                            fell_back: 0,
                         };
                         wired.reporting += 1;
                         wired.writers += 1;
@@ -195,6 +209,40 @@ impl Wiring<'_> {
             }
         }
         Ok(wired)
+    }
+
+    /// A lane of a sink, with the lane of its fallback.
+    async fn writer(
+        &self,
+        sessions: &mut Sessions,
+        node: usize,
+        lane: usize,
+        bisects: bool,
+    ) -> Result<GuardedWriter> {
+        let writer = self.lane_of(sessions, node, lane).await?;
+        let fallback = match self.plan.fallback_of(node) {
+            Some(node) => {
+                let writer = self.lane_of(sessions, node, lane).await?;
+                let name = self.plan.nodes[node].name.clone();
+                Some(Fallback { node, name, writer, counts: NodeCounts::default() })
+            }
+            None => None,
+        };
+        let guard = self.guards.of(&self.plan.nodes[node].name);
+        Ok(GuardedWriter { writer, guard, bisects, fallback, dirty: false })
+    }
+
+    async fn lane_of(
+        &self,
+        sessions: &mut Sessions,
+        node: usize,
+        lane: usize,
+    ) -> Result<Box<dyn SinkWriter>> {
+        let name = &self.plan.nodes[node].name;
+        let Some(session) = sessions.get_mut(&node) else {
+            return Err(Error::internal("a sink was not opened").with("node", name));
+        };
+        session.writer(LaneId(lane)).await.with("node", name)
     }
 
     async fn dead_letters(
