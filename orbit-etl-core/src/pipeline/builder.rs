@@ -14,7 +14,7 @@ use crate::connector::{Connector, Health};
 use crate::context::{Context, ContextBuilder, DEFAULT_BATCH_ROWS};
 use crate::error::{Error, Result, ResultExt};
 use crate::event::{Position, SplitId};
-use crate::observe::RunReport;
+use crate::observe::{Meter, Observer, Retries, RunReport};
 use crate::pipeline::explain::Explanation;
 use crate::pipeline::graph::{Graph, Kind, Node, NodeInfo};
 use crate::pipeline::options::{Action, Again, Delivery, OnError, Restart};
@@ -49,6 +49,7 @@ pub(crate) struct Settings {
     pub(crate) every: Duration,
     pub(crate) edge_bytes: usize,
     pub(crate) idle_after: Duration,
+    pub(crate) observers: Vec<Arc<dyn Observer>>,
     checkpoints: Checkpoints,
     again: Option<Again>,
     delivery: Option<Delivery>,
@@ -116,6 +117,7 @@ impl Pipeline {
         let settings = Settings {
             on_error: OnError::skip(),
             checkpoints: Checkpoints::Memory,
+            observers: Vec::new(),
             again: None,
             delivery: None,
             ..self.definition.settings.clone()
@@ -180,7 +182,7 @@ impl Pipeline {
     /// Everything that would stop a run before its first row.
     pub async fn explain(&self) -> Result<Explanation> {
         let definition = &self.definition;
-        let cx = definition.context(CancellationToken::new())?;
+        let cx = definition.context(CancellationToken::new(), &Retries::default())?;
         let plan = Plan::new(&definition.graph, &definition.plan_options(), &cx).await?;
         let every = format!("every {:?}, and at the end", definition.settings.every);
         Ok(Explanation::new(&definition.name, &plan, &every))
@@ -191,7 +193,7 @@ impl Pipeline {
     /// # Errors
     /// No context can be made. A node's own failure is its answer.
     pub async fn health(&self) -> Result<Vec<(String, Result<Health>)>> {
-        let cx = self.definition.context(CancellationToken::new())?;
+        let cx = self.definition.context(CancellationToken::new(), &Retries::default())?;
         let mut answers = Vec::new();
         for (name, connector) in self.definition.connectors() {
             let answer = connector.health(&cx.for_node(name)).await.with("node", name);
@@ -211,14 +213,16 @@ impl Pipeline {
 
     /// Starts a run in the background. Must be called within a tokio runtime.
     pub fn start(&self) -> Running {
-        let control = Control::new(self.definition.settings.stop.child_token());
+        let nodes = self.nodes();
+        let meter = Meter::new(&self.definition.name, &nodes);
+        let control = Control::new(self.definition.settings.stop.child_token(), meter);
         let definition = Arc::clone(&self.definition);
-        Running::start(control, |control| run(definition, control))
+        Running::start(control, |control| run(definition, control, nodes))
     }
 }
 
 impl Definition {
-    pub(crate) fn context(&self, cancel: CancellationToken) -> Result<Context> {
+    pub(crate) fn context(&self, cancel: CancellationToken, retries: &Retries) -> Result<Context> {
         let pool = match &self.settings.memory_pool {
             Some(pool) => Arc::clone(pool),
             None => Arc::new(GreedyMemoryPool::new(self.settings.memory_limit)),
@@ -229,6 +233,7 @@ impl Definition {
             .spill_in(self.settings.spill_in.clone())
             .batch_rows(self.settings.batch_rows)
             .parallelism(self.settings.parallelism)
+            .retries(retries)
             .build()
     }
 
@@ -303,6 +308,7 @@ impl PipelineBuilder {
                 every: Duration::from_secs(10),
                 edge_bytes: 8 << 20,
                 idle_after: Duration::from_secs(60),
+                observers: Vec::new(),
                 checkpoints: Checkpoints::Local(state),
                 again: None,
                 delivery: None,
@@ -461,6 +467,17 @@ impl PipelineBuilder {
         self
     }
 
+    /// Lets somebody watch every run: lineage, alerts. Several may.
+    #[must_use]
+    pub fn observer(self, observer: impl Observer) -> Self {
+        self.observer_arc(Arc::new(observer))
+    }
+
+    pub(crate) fn observer_arc(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.settings.observers.push(observer);
+        self
+    }
+
     /// Spills under this directory instead of the system's temporary one.
     #[must_use]
     pub fn spill_in(mut self, dir: impl Into<PathBuf>) -> Self {
@@ -495,6 +512,9 @@ impl PipelineBuilder {
             && !(0.0..=1.0).contains(&share)
         {
             return Err(Error::config("a share lies between 0 and 1").with("max_share", share));
+        }
+        for observer in &self.settings.observers {
+            observer.validate().with("pipeline", &self.name)?;
         }
         let graph = Graph::new(self.nodes).with("pipeline", &self.name)?;
         Ok(Pipeline {

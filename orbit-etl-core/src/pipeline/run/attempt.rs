@@ -9,23 +9,50 @@ use super::control::Control;
 use super::epochs::{Epochs, Tally};
 use super::recover::{Sessions, judge_fence, open_sinks, recover};
 use super::wire::Wiring;
+use tracing::Instrument;
+
 use crate::context::Context;
 use crate::error::{Error, Result, ResultExt};
-use crate::observe::{NodeReport, Outcome, RunReport};
+use crate::observe::{NodeReport, Observers, Outcome, PlanView, PlannedNode, RunReport};
 use crate::pipeline::builder::Definition;
+use crate::pipeline::graph::NodeInfo;
 use crate::pipeline::plan::{Plan, Role};
 
-/// Runs a pipeline to its end: again and again while it fails with errors that pass by themselves.
-pub(crate) async fn run(definition: Arc<Definition>, control: Control) -> Result<RunReport> {
+/// Runs a pipeline to its end, and tells how it went to those who look on.
+pub(crate) async fn run(
+    definition: Arc<Definition>,
+    control: Control,
+    nodes: Vec<NodeInfo>,
+) -> Result<RunReport> {
+    let span = tracing::info_span!("run", pipeline = %definition.name);
+    let watched = async {
+        let watching = &definition.settings.observers;
+        let observers = Observers::start(watching, &definition.name, nodes, &control.progress);
+        let ended = to_end(&definition, &control, observers.as_ref()).await;
+        control.end(&ended);
+        if let Some(observers) = observers {
+            observers.end(&ended, control.abort.is_cancelled()).await;
+        }
+        ended
+    };
+    watched.instrument(span).await
+}
+
+/// Again and again while it fails with errors that pass by themselves.
+async fn to_end(
+    definition: &Definition,
+    control: &Control,
+    observers: Option<&Observers>,
+) -> Result<RunReport> {
     let started = Instant::now();
     let mut tally = Tally::default();
     let mut restarts = 0;
     let mut in_a_row = 0;
     loop {
         tally.since_restart = 0;
-        let ended = attempt(&definition, &control, &mut tally, started).await;
+        let ended = attempt(definition, control, observers, &mut tally, started).await;
         match ended {
-            Ok((outcome, plan)) => return Ok(report(&definition, outcome, &plan, tally, restarts, started)),
+            Ok((outcome, plan)) => return Ok(report(definition, outcome, &plan, tally, restarts, started)),
             Err(error) if error.is_retryable() && !control.abort.is_cancelled() => {
                 in_a_row = if tally.since_restart > 0 { 1 } else { in_a_row + 1 };
                 let limits = definition.settings.restart;
@@ -34,6 +61,7 @@ pub(crate) async fn run(definition: Arc<Definition>, control: Control) -> Result
                     return Err(error.with("restarts", limits.max));
                 }
                 restarts += 1;
+                tally.restarts = restarts;
                 let pause = backoff(limits.backoff, limits.max_backoff, in_a_row);
                 tracing::warn!(
                     pipeline = %definition.name, restart = restarts, error = %error.report(),
@@ -54,15 +82,16 @@ pub(crate) async fn run(definition: Arc<Definition>, control: Control) -> Result
 async fn attempt(
     definition: &Definition,
     control: &Control,
+    observers: Option<&Observers>,
     tally: &mut Tally,
     started: Instant,
 ) -> Result<(Outcome, Plan)> {
-    let cx = definition.context(control.abort.child_token())?;
+    let cx = definition.context(control.abort.child_token(), &control.retries)?;
     if let Err(error) = definition.connect(&cx).await {
         definition.disconnect(&cx).await;
         return Err(error);
     }
-    let ended = attempt_connected(definition, control, &cx, tally, started).await;
+    let ended = attempt_connected(definition, control, &cx, observers, tally, started).await;
     definition.disconnect(&cx).await;
     ended
 }
@@ -71,11 +100,15 @@ async fn attempt_connected(
     definition: &Definition,
     control: &Control,
     cx: &Context,
+    observers: Option<&Observers>,
     tally: &mut Tally,
     started: Instant,
 ) -> Result<(Outcome, Plan)> {
     let prepare = async {
         let plan = Plan::new(&definition.graph, &definition.plan_options(), cx).await?;
+        if let Some(observers) = observers {
+            observers.plan.send_replace(Some(Arc::new(view(&plan, cx).await)));
+        }
         let mut sessions = open_sinks(&plan, cx).await?;
         let log = definition.log()?;
         match recover(&plan, &log, cx, &mut sessions, tally.completed).await {
@@ -167,6 +200,39 @@ fn backoff(first: Duration, longest: Duration, in_a_row: u32) -> Duration {
     let random = RandomState::new().build_hasher().finish();
     #[allow(clippy::cast_precision_loss)] // A random share needs no more than 52 bits.
     ceiling.mul_f64(random as f64 / u64::MAX as f64)
+}
+
+/// The plan as observers see it.
+async fn view(plan: &Plan, cx: &Context) -> PlanView {
+    let mut nodes = Vec::with_capacity(plan.nodes.len());
+    for node in &plan.nodes {
+        let columns = match &node.role {
+            Role::Transform { transform, .. } => {
+                transform.columns(&cx.for_node(&node.name), &node.streams()).await.unwrap_or_else(|error| {
+                    tracing::debug!(node = %node.name, error = %error.report(), "its columns are not known");
+                    None
+                })
+            }
+            Role::Source { .. } | Role::Sink { .. } => None,
+        };
+        let inputs = node.inputs.iter().map(|i| {
+            let from = &plan.nodes[i.node];
+            let stream = if from.outputs.len() > 1 { from.outputs.get(i.output) } else { None };
+            stream.map_or_else(|| from.name.clone(), |stream| format!("{}.{}", from.name, stream.name))
+        });
+        nodes.push(PlannedNode {
+            info: NodeInfo {
+                name: node.name.clone(),
+                role: node.role_name(),
+                info: node.info.clone(),
+                inputs: inputs.collect(),
+            },
+            inputs: node.inputs.iter().map(|i| (i.node, i.output, i.stream.clone())).collect(),
+            outputs: node.outputs.clone(),
+            columns,
+        });
+    }
+    PlanView { nodes }
 }
 
 fn report(
