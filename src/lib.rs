@@ -37,6 +37,8 @@
 //! | `generate` | [`connectors::generate`]: made-up rows, for tests and demonstrations | |
 //! | `iceberg`, `iceberg-sql` | [`connectors::iceberg`]: Iceberg tables; catalogs in SQLite and PostgreSQL | |
 //! | `s3`, `gcs`, `azure`, `http` | `s3://`, `gs://`, `az://`, `http(s)://` for files; `s3://` for `delta` and `iceberg` too | |
+//! | `openlineage` | [`observers::openlineage`]: OpenLineage events of runs | |
+//! | `alerts`, `smtp` | [`observers::alerts`]: alerts to webhooks, Slack, Teams and PagerDuty; by mail | |
 //! | `full` | all of these | |
 //! | `failpoints` | lets the environment abort the process at a named point; for crash tests alone | |
 
@@ -46,6 +48,12 @@ pub use orbit_etl_core::*;
 pub mod connectors {
     #[doc(inline)]
     pub use orbit_etl_connectors::*;
+}
+
+/// Who can watch runs.
+pub mod observers {
+    #[doc(inline)]
+    pub use orbit_etl_observe::*;
 }
 
 /// Every transform that is built in.
@@ -74,4 +82,5 @@ pub mod prelude {
 pub fn register_enabled(registry: &mut Registry) {
     orbit_etl_connectors::register_enabled(registry);
     orbit_etl_transforms::register_enabled(registry);
+    orbit_etl_observe::register_enabled(registry);
 }

@@ -18,6 +18,10 @@ pub(crate) fn start(args: &LogArgs) {
             let layer = layer.with_ansi(std::io::stderr().is_terminal()).with_target(false);
             registry.with(layer.with_filter(filter)).init();
         }
-        LogFormat::Json => registry.with(layer.json().flatten_event(true).with_filter(filter)).init(),
+        LogFormat::Json => {
+            // `spans` holds the run, the node, the split and the epoch that a line is about.
+            let layer = layer.json().flatten_event(true).with_current_span(false);
+            registry.with(layer.with_filter(filter)).init();
+        }
     }
 }

@@ -18,6 +18,7 @@ mod metrics;
 mod out;
 mod preview;
 mod progress;
+mod recorder;
 mod report;
 mod run;
 mod schedule;

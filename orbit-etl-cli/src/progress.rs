@@ -44,7 +44,7 @@ impl Screen {
         let name = pipeline.name().to_owned();
         let nodes = pipeline.nodes();
         let metrics = self.metrics.clone();
-        metrics.begin(&name, nodes.clone());
+        metrics.begin(&name);
         match &self.bars {
             Some(bars) => {
                 let bar = bars.add(ProgressBar::new_spinner());
@@ -56,7 +56,6 @@ impl Screen {
                 tokio::spawn(async move {
                     let mut last = Progress::default();
                     while let Some(look) = looks.next().await {
-                        metrics.look(&name, &look);
                         bar.set_message(Sums::of(&nodes, &look).to_line(&look));
                         last = look;
                     }
@@ -69,7 +68,6 @@ impl Screen {
                 let mut next = LINES_EVERY;
                 let mut last = Progress::default();
                 while let Some(look) = looks.next().await {
-                    metrics.look(&name, &look);
                     if look.elapsed >= next {
                         next = look.elapsed + LINES_EVERY;
                         let sums = Sums::of(&nodes, &look);

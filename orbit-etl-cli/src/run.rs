@@ -38,7 +38,7 @@ pub(crate) async fn run(args: RunArgs) -> Result<(), Failure> {
     let loaded = load::all(&args.files, &args.spec, &registry)?;
     check_order(&loaded)?;
     let signals = Signals::listen()?;
-    let metrics = Metrics::default();
+    let mut metrics = Metrics::default();
     if let Some(address) = args.metrics {
         metrics.serve(address).await?;
     }

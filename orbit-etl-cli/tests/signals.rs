@@ -123,12 +123,45 @@ fn a_run_is_watched_from_outside() {
     let address = log["address"].as_str().unwrap().to_owned();
     let written = "orbit_etl_rows_out_total{pipeline=\"follow\",node=\"sink\",role=\"sink\"} 3\n";
     let mut run = run.until("the rows are counted", || get(&address, "/metrics").contains(written));
+    let text = get(&address, "/metrics");
+    for metric in orbit_etl::observe::METRICS {
+        // Some come only with event time, or with the end of a run.
+        let later = ["orbit_etl_watermark_delay_seconds", "orbit_etl_runs_total"].contains(&metric.name);
+        let has = text.lines().any(|line| line.starts_with(metric.name));
+        assert!(has != later, "{} in\n{text}", metric.name);
+        assert!(later || text.contains(&format!("# HELP {} {}\n", metric.name, metric.help)), "{text}");
+    }
+    assert!(text.contains("orbit_etl_epoch_seconds_bucket{pipeline=\"follow\",le=\"+Inf\"} "), "{text}");
     assert!(get(&address, "/metrics").contains("orbit_etl_running{pipeline=\"follow\"} 1\n"));
     assert!(get(&address, "/healthz").starts_with("HTTP/1.1 200 OK\r\n"));
     assert!(get(&address, "/readyz").ends_with("ready\n"));
     assert!(get(&address, "/nothing").starts_with("HTTP/1.1 404 "));
     run.signal("-TERM");
     run.end().coded(0);
+}
+
+#[test]
+fn log_lines_say_what_they_are_about() {
+    let desk = desk();
+    let copy = "{name: copy, source: {type: files, path: a.csv, schema: {id: int64}}, \
+                sink: {type: files, path: copy, format: csv}, checkpoint: {in_memory: true}}";
+    desk.write("copy.yaml", copy);
+    let done = desk.orbit(&["--log-format", "json", "--log-level", "debug", "run", "copy.yaml"]);
+    done.coded(0);
+    let lines: Vec<serde_json::Value> =
+        done.err.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let spans = |message: &str| {
+        let line =
+            lines.iter().find(|line| line["message"] == message).unwrap_or_else(|| panic!("{}", done.err));
+        line["spans"].as_array().unwrap().clone()
+    };
+    let committed = spans("the epoch is committed");
+    assert_eq!((&committed[0]["name"], &committed[0]["pipeline"]), (&json!("run"), &json!("copy")));
+    assert!(committed[1]["name"] == "epoch" && committed[1]["epoch"].is_u64(), "{committed:?}");
+    let opened = spans("the split is opened");
+    let named: Vec<_> = opened.iter().map(|span| span["name"].as_str().unwrap()).collect();
+    assert_eq!(named, ["run", "node", "split"]);
+    assert!(opened[1]["node"].is_string() && opened[2]["split"].is_string(), "{opened:?}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::spec::without_credentials;
 
 /// The part that every source and sink shares.
 ///
@@ -70,19 +71,21 @@ pub struct ConnectorInfo {
     pub summary: String,
     /// Whether it is known that nothing goes over a network.
     pub local: bool,
+    /// The path or URL, without credentials, if that is what names the place.
+    pub location: Option<String>,
 }
 
 impl ConnectorInfo {
     /// From both parts; not known to be local.
     pub fn new(type_tag: impl Into<String>, summary: impl Into<String>) -> Self {
-        Self { type_tag: type_tag.into(), summary: summary.into(), local: false }
+        Self { type_tag: type_tag.into(), summary: summary.into(), local: false, location: None }
     }
 
-    /// The same, local if the path is one of this machine: no URL, or one of `file://`.
+    /// The same at this place; local if the path is one of this machine: no URL, or one of `file://`.
     #[must_use]
     pub fn with_path(self, path: &str) -> Self {
         let remote = path.split_once("://").is_some_and(|(scheme, _)| !scheme.eq_ignore_ascii_case("file"));
-        self.with_local(!remote)
+        Self { location: Some(without_credentials(path)), ..self }.with_local(!remote)
     }
 
     /// The same, local or not.

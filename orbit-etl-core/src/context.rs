@@ -7,6 +7,7 @@ use datafusion_execution::memory_pool::{GreedyMemoryPool, MemoryPool};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Result};
+use crate::observe::Retries;
 
 /// The number of rows that a batch has unless somebody says otherwise.
 pub const DEFAULT_BATCH_ROWS: usize = 8_192;
@@ -27,6 +28,7 @@ struct Run {
     spill: tempfile::TempDir,
     batch_rows: usize,
     parallelism: usize,
+    retries: Retries,
 }
 
 impl Context {
@@ -79,6 +81,11 @@ impl Context {
         self.run.parallelism
     }
 
+    /// Counts a request that is sent again, for the metric `orbit_etl_retries_total`.
+    pub fn count_retry(&self) {
+        self.run.retries.add();
+    }
+
     /// The same run, seen from another node.
     #[must_use]
     pub fn for_node(&self, node: &str) -> Self {
@@ -95,6 +102,7 @@ pub struct ContextBuilder {
     spill_in: Option<std::path::PathBuf>,
     batch_rows: usize,
     parallelism: usize,
+    retries: Retries,
 }
 
 impl ContextBuilder {
@@ -107,6 +115,7 @@ impl ContextBuilder {
             spill_in: None,
             batch_rows: DEFAULT_BATCH_ROWS,
             parallelism: 2,
+            retries: Retries::default(),
         }
     }
 
@@ -145,6 +154,12 @@ impl ContextBuilder {
         self
     }
 
+    /// Where repeated requests are counted.
+    pub(crate) fn retries(mut self, retries: &Retries) -> Self {
+        self.retries = retries.clone();
+        self
+    }
+
     /// A context with a new run id.
     ///
     /// # Errors
@@ -171,6 +186,7 @@ impl ContextBuilder {
                 spill,
                 batch_rows: self.batch_rows,
                 parallelism: self.parallelism,
+                retries: self.retries,
             }),
             node: "".into(),
         })

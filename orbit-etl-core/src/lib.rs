@@ -43,5 +43,6 @@ pub use sink::{
 pub use source::{FilterPushdown, Pushdown, Replay, ScanRequest, Source, Split, SplitChange};
 pub use spec::Spec;
 pub use transform::{
-    BlockingOperator, Distribution, KEY_GROUPS, Operator, OperatorState, Started, Transform,
+    BlockingOperator, ColumnLineage, ColumnOrigin, ColumnOrigins, ColumnUsage, Distribution, KEY_GROUPS,
+    Operator, OperatorState, Started, Transform,
 };

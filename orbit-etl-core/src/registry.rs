@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::observe::Observer;
 use crate::sink::Sink;
 use crate::source::Source;
 use crate::spec::{
@@ -24,6 +25,7 @@ pub struct Registry {
     sources: BTreeMap<String, Registered<dyn Source>>,
     transforms: BTreeMap<String, Registered<dyn Transform>>,
     sinks: BTreeMap<String, Registered<dyn Sink>>,
+    observers: BTreeMap<String, Registered<dyn Observer>>,
     /// Types that could be there, and the feature that they need.
     absent: BTreeMap<String, String>,
 }
@@ -92,6 +94,7 @@ impl fmt::Debug for Registry {
             .field("sources", &self.sources.keys())
             .field("transforms", &self.transforms.keys())
             .field("sinks", &self.sinks.keys())
+            .field("observers", &self.observers.keys())
             .finish()
     }
 }
@@ -157,7 +160,14 @@ impl Registry {
         self
     }
 
-    /// Notes a type that this build lacks and the cargo feature that brings it.
+    /// Registers what the top-level key `alerts` or `lineage` of a spec stands for.
+    pub fn add_observer<O: Observer + DeserializeOwned + JsonSchema>(&mut self, key: &str) -> &mut Self {
+        let make = |node: &Node| -> Result<Arc<dyn Observer>, Fault> { Ok(Arc::new(O::deserialize(node)?)) };
+        self.observers.insert(key.to_owned(), Registered::typed(make, O::json_schema));
+        self
+    }
+
+    /// Notes a type (or a key of observers) that this build lacks and the cargo feature that brings it.
     pub fn add_absent(&mut self, type_tag: &str, feature: &str) -> &mut Self {
         self.absent.insert(type_tag.to_owned(), feature.to_owned());
         self
@@ -247,6 +257,14 @@ impl Registry {
 
     pub(crate) fn sink_entry(&self, type_tag: &str) -> Option<&Registered<dyn Sink>> {
         self.sinks.get(type_tag)
+    }
+
+    pub(crate) fn observer_entry(&self, key: &str) -> Option<&Registered<dyn Observer>> {
+        self.observers.get(key)
+    }
+
+    pub(crate) fn described_observers(&self) -> Described<'_> {
+        self.observers.iter().map(|(key, entry)| (key.as_str(), entry.describe)).collect()
     }
 
     /// The types of sources, transforms and sinks with their schemas.

@@ -67,11 +67,73 @@ pub trait Transform: Debug + Send + Sync + 'static {
         Ok(ScanRequest::all(StreamId(input), cx.batch_rows()))
     }
 
+    /// What each column of the outputs is made of, for lineage; `None` if that isn't known. Pure; asked
+    /// after `outputs` has accepted the inputs, and only if somebody wants to know.
+    ///
+    /// # Errors
+    /// As [`Transform::outputs`]; the run goes on without.
+    async fn columns(&self, cx: &Context, inputs: &[StreamInfo]) -> Result<Option<ColumnLineage>> {
+        let _ = (cx, inputs);
+        Ok(None)
+    }
+
     /// Makes one lane's operator. Blocking transforms are started once.
     ///
     /// # Errors
     /// As [`Transform::outputs`].
     async fn start(&self, cx: &Context, inputs: &[StreamInfo]) -> Result<Started>;
+}
+
+/// What a transform makes its columns of.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ColumnLineage {
+    /// The columns of the outputs that come from columns of the inputs.
+    pub columns: Vec<ColumnOrigins>,
+    /// What decides which rows come out: conditions, keys of joins and groups, orders.
+    pub rows: Vec<ColumnOrigin>,
+}
+
+/// What one column is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ColumnOrigins {
+    /// Which output.
+    pub output: usize,
+    /// Its column.
+    pub column: String,
+    /// Columns of inputs; none for a constant.
+    pub from: Vec<ColumnOrigin>,
+}
+
+/// A column of an input and what is done with it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ColumnOrigin {
+    /// Which input.
+    pub input: usize,
+    /// Its column.
+    pub column: String,
+    /// What is done with it.
+    pub usage: ColumnUsage,
+}
+
+/// What is done with a column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ColumnUsage {
+    /// Handed on as it is.
+    Same,
+    /// Computed with, row by row.
+    Computed,
+    /// Many rows give one value.
+    Aggregated,
+    /// A condition that rows must meet.
+    Filter,
+    /// A key of a join.
+    Join,
+    /// A key of groups.
+    Group,
+    /// An order.
+    Sort,
+    /// Something that the row's value depends on among its neighbours.
+    Window,
 }
 
 /// A started transform.

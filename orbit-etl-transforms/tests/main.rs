@@ -5,6 +5,7 @@
 
 mod blame;
 mod blocking;
+mod columns;
 mod expanding;
 mod functions;
 mod given;

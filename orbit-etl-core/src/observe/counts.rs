@@ -1,6 +1,6 @@
 //! Counting rows: per node, live and per epoch.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::checkpoint::NodeCounts;
@@ -13,13 +13,30 @@ pub(crate) struct NodeMetrics {
 }
 
 /// Written by one task, read by any.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Lane {
     rows_in: AtomicU64,
     rows_out: AtomicU64,
     rejected: AtomicU64,
     filtered: AtomicU64,
     bytes: AtomicU64,
+    batches: AtomicU64,
+    /// The lane's watermark, if it holds event time; else the least number.
+    watermark: AtomicI64,
+}
+
+impl Default for Lane {
+    fn default() -> Self {
+        Self {
+            rows_in: AtomicU64::new(0),
+            rows_out: AtomicU64::new(0),
+            rejected: AtomicU64::new(0),
+            filtered: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            batches: AtomicU64::new(0),
+            watermark: AtomicI64::new(i64::MIN),
+        }
+    }
 }
 
 impl NodeMetrics {
@@ -35,6 +52,18 @@ impl NodeMetrics {
             };
         }
         counts
+    }
+
+    /// How many batches came in.
+    pub(crate) fn batches(&self) -> u64 {
+        let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        lanes.iter().map(|lane| lane.batches.load(Relaxed)).sum()
+    }
+
+    /// The lowest watermark of the lanes that hold one.
+    pub(crate) fn watermark(&self) -> Option<i64> {
+        let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        lanes.iter().map(|lane| lane.watermark.load(Relaxed)).filter(|at| *at > i64::MIN).min()
     }
 }
 
@@ -55,6 +84,17 @@ impl Counter {
     pub(crate) fn rows_in(&mut self, rows: u64) {
         self.epoch.rows_in += rows;
         add(&self.live.rows_in, rows);
+    }
+
+    /// One more batch came in.
+    pub(crate) fn batch_in(&mut self, rows: u64) {
+        self.rows_in(rows);
+        add(&self.live.batches, 1);
+    }
+
+    /// The lane has come so far in event time, or holds nobody back.
+    pub(crate) fn watermark(&self, micros: Option<i64>) {
+        self.live.watermark.store(micros.unwrap_or(i64::MIN), Relaxed);
     }
 
     pub(crate) fn rows_out(&mut self, rows: u64, bytes: u64) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::GuardCounts;
+use super::live::Vitals;
 use crate::checkpoint::NodeCounts;
 use crate::pipeline::Delivery;
 
@@ -138,4 +139,16 @@ pub struct Progress {
     pub epoch: u64,
     /// How long the run has been going on.
     pub elapsed: Duration,
+    /// Times, buffers and retries.
+    pub vitals: Vitals,
+}
+
+impl Progress {
+    /// The share of the rows read by these sources that were rejected anywhere, in committed epochs.
+    #[allow(clippy::cast_precision_loss)] // A share needs no more than 52 bits.
+    pub fn rejected_share<'a>(&self, sources: impl Iterator<Item = &'a str>) -> f64 {
+        let read: u64 = sources.filter_map(|name| self.committed.get(name)).map(|c| c.rows_in).sum();
+        let rejected: u64 = self.committed.values().map(|c| c.rejected).sum();
+        if read == 0 { 0.0 } else { rejected as f64 / read as f64 }
+    }
 }

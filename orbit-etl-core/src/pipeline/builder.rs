@@ -15,7 +15,7 @@ use crate::context::{Context, ContextBuilder, DEFAULT_BATCH_ROWS};
 use crate::error::{Error, Result, ResultExt};
 use crate::event::{Position, SplitId};
 use crate::fault::{Bulkhead, Ceilings, CircuitBreaker, GuardOptions, Guards, MaxRejects, RateLimit, Retry};
-use crate::observe::RunReport;
+use crate::observe::{Meter, Observer, Retries, RunReport};
 use crate::pipeline::contract::SchemaContract;
 use crate::pipeline::explain::Explanation;
 use crate::pipeline::graph::{Graph, Kind, Node, NodeInfo, NodeOptions};
@@ -51,6 +51,7 @@ pub(crate) struct Settings {
     pub(crate) every: Duration,
     pub(crate) edge_bytes: usize,
     pub(crate) idle_after: Duration,
+    pub(crate) observers: Vec<Arc<dyn Observer>>,
     checkpoints: Checkpoints,
     again: Option<Again>,
     delivery: Option<Delivery>,
@@ -126,6 +127,7 @@ impl Pipeline {
         let settings = Settings {
             on_error: OnError::skip(),
             checkpoints: Checkpoints::Memory,
+            observers: Vec::new(),
             again: None,
             delivery: None,
             ..self.definition.settings.clone()
@@ -190,7 +192,7 @@ impl Pipeline {
     /// Everything that would stop a run before its first row.
     pub async fn explain(&self) -> Result<Explanation> {
         let definition = &self.definition;
-        let cx = definition.context(CancellationToken::new())?;
+        let cx = definition.context(CancellationToken::new(), &Retries::default())?;
         let plan = definition.plan(&cx).await?;
         let every = format!("every {:?}, and at the end", definition.settings.every);
         Ok(Explanation::new(&definition.name, &plan, &every))
@@ -201,7 +203,7 @@ impl Pipeline {
     /// # Errors
     /// No context can be made. A node's own failure is its answer.
     pub async fn health(&self) -> Result<Vec<(String, Result<Health>)>> {
-        let cx = self.definition.context(CancellationToken::new())?;
+        let cx = self.definition.context(CancellationToken::new(), &Retries::default())?;
         let mut answers = Vec::new();
         for (name, connector) in self.definition.connectors() {
             let answer = connector.health(&cx.for_node(name)).await.with("node", name);
@@ -221,14 +223,16 @@ impl Pipeline {
 
     /// Starts a run in the background. Must be called within a tokio runtime.
     pub fn start(&self) -> Running {
-        let control = Control::new(self.definition.settings.stop.child_token());
+        let nodes = self.nodes();
+        let meter = Meter::new(&self.definition.name, &nodes);
+        let control = Control::new(self.definition.settings.stop.child_token(), meter);
         let definition = Arc::clone(&self.definition);
-        Running::start(control, |control| run(definition, control))
+        Running::start(control, |control| run(definition, control, nodes))
     }
 }
 
 impl Definition {
-    pub(crate) fn context(&self, cancel: CancellationToken) -> Result<Context> {
+    pub(crate) fn context(&self, cancel: CancellationToken, retries: &Retries) -> Result<Context> {
         let pool = match &self.settings.memory_pool {
             Some(pool) => Arc::clone(pool),
             None => Arc::new(GreedyMemoryPool::new(self.settings.memory_limit)),
@@ -239,6 +243,7 @@ impl Definition {
             .spill_in(self.settings.spill_in.clone())
             .batch_rows(self.settings.batch_rows)
             .parallelism(self.settings.parallelism)
+            .retries(retries)
             .build()
     }
 
@@ -334,6 +339,7 @@ impl PipelineBuilder {
                 every: Duration::from_secs(10),
                 edge_bytes: 8 << 20,
                 idle_after: Duration::from_secs(60),
+                observers: Vec::new(),
                 checkpoints: Checkpoints::Local(state),
                 again: None,
                 delivery: None,
@@ -560,6 +566,17 @@ impl PipelineBuilder {
         self
     }
 
+    /// Lets somebody watch every run: lineage, alerts. Several may.
+    #[must_use]
+    pub fn observer(self, observer: impl Observer) -> Self {
+        self.observer_arc(Arc::new(observer))
+    }
+
+    pub(crate) fn observer_arc(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.settings.observers.push(observer);
+        self
+    }
+
     /// Spills under this directory instead of the system's temporary one.
     #[must_use]
     pub fn spill_in(mut self, dir: impl Into<PathBuf>) -> Self {
@@ -600,6 +617,9 @@ impl PipelineBuilder {
             if node.options.fallback.is_some() {
                 node.options.guards.circuit_breaker.get_or_insert_default();
             }
+        }
+        for observer in &self.settings.observers {
+            observer.validate().with("pipeline", &self.name)?;
         }
         let graph = Graph::new(self.nodes).with("pipeline", &self.name)?;
         guards(&graph).with("pipeline", &self.name)?;

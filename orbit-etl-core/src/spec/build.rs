@@ -8,10 +8,11 @@ use super::document::{ActionWritten, CheckpointWritten, Document, NodeSpec, Role
 use super::fit::fit;
 use super::problem::{Place, Problem, SpecError, nearest, quoted};
 use super::schema::{prepare, resolve};
-use super::tree::{Node, join};
+use super::tree::{Entry, Node, join};
 use super::{Spec, graph, secrets};
 use crate::checkpoint::Log;
 use crate::error::{Error, Result};
+use crate::observe::Observer;
 use crate::pipeline::{Action, Delivery, Kind, NodeOptions, OnError, Pipeline, PipelineBuilder};
 use crate::registry::{Factory, Registered, Registry};
 use crate::sink::{CommitMode, Sink};
@@ -37,8 +38,14 @@ pub(crate) fn build(spec: &Spec, registry: &Registry) -> Result<Pipeline, SpecEr
         document.nodes.iter().map(|node| node.fallback.as_deref().and_then(&mut make)).collect();
     let letters = document.dead_letters.as_ref().and_then(&mut make);
     check_delivery(document, &nodes, &mut problems);
+    let mut observers = Vec::new();
+    for entry in &document.observers {
+        let mut own = Vec::new();
+        observers.extend(make_observer(entry, registry, &mut own, &mut secrets));
+        problems.extend(own.into_iter().map(|p| p.map(|text| secrets.hide(&text))));
+    }
     if problems.is_empty() {
-        match assemble(spec, document, nodes.into_iter().zip(fallbacks), letters) {
+        match assemble(spec, document, nodes.into_iter().zip(fallbacks), letters, observers) {
             Ok(pipeline) => return Ok(pipeline),
             Err(error) => problems.push(locate(spec, &error).map(|text| secrets.hide(&text))),
         }
@@ -108,6 +115,48 @@ fn defaults_of<'a>(document: &'a Document, role: Role, tag: &str) -> Option<&'a 
     document.defaults.as_ref()?.get(role.as_str())?.get(tag)
 }
 
+/// `alerts` or `lineage`.
+fn make_observer(
+    entry: &Entry,
+    registry: &Registry,
+    problems: &mut Vec<Problem>,
+    secrets: &mut secrets::Secrets,
+) -> Option<Arc<dyn Observer>> {
+    let Some(known) = registry.observer_entry(&entry.key) else {
+        let problem = Problem::new(&entry.place, &entry.key, "this build doesn't know the key");
+        problems.push(match registry.absent(&entry.key) {
+            Some(feature) => problem.help(format!("build with the cargo feature `{feature}`")),
+            None => problem,
+        });
+        return None;
+    };
+    let mut config = entry.node.clone();
+    match known.schema() {
+        Some(schema) => prepare(&mut config, schema, &entry.key, problems),
+        None => secrets::mark(&mut config),
+    }
+    secrets.collect(&config);
+    let failed = config.has_failed();
+    let made = match &known.factory {
+        Factory::Made(_) if failed => None,
+        Factory::Made(make) => make(config.to_json())
+            .map_err(|error| problems.push(at_key(&entry.key, &entry.place, &config, &error)))
+            .ok(),
+        Factory::Typed(make) => {
+            let made = fit(&config, &entry.key, &entry.place, problems, |node: &Node| -> Result<_, Fault> {
+                make(node)
+            });
+            made.filter(|made| {
+                let checked = made.validate();
+                let fine = checked.is_ok();
+                problems.extend(checked.err().map(|e| at_key(&entry.key, &entry.place, &config, &e)));
+                fine
+            })
+        }
+    };
+    made.filter(|_| !failed)
+}
+
 /// An error of a plan or a run, at the node that it names.
 pub(crate) fn locate(spec: &Spec, error: &Error) -> Problem {
     let document = &spec.document;
@@ -127,9 +176,13 @@ fn document_place(spec: &Spec) -> Place {
 
 /// At the key that the error names, if it names one, or else at the node.
 fn at_node(node: &NodeSpec, config: &Node, error: &Error) -> Problem {
+    at_key(&node.key, &node.place, config, error)
+}
+
+fn at_key(at: &str, place: &Place, config: &Node, error: &Error) -> Problem {
     let option = error.context("option").or_else(|| error.context("key"));
-    let mut key = node.key.clone();
-    let mut place = &node.place;
+    let mut key = at.to_owned();
+    let mut place = place;
     let mut here = config;
     for step in option.into_iter().flat_map(|option| option.split('.')) {
         let Some(entry) = here.entry(step) else { break };
@@ -309,6 +362,7 @@ fn assemble(
     document: &Document,
     nodes: impl Iterator<Item = (Option<Kind>, Option<Kind>)>,
     letters: Option<Kind>,
+    observers: Vec<Arc<dyn Observer>>,
 ) -> Result<Pipeline> {
     let settings =
         document.settings.as_ref().ok_or_else(|| Error::internal("a spec without problems or settings"))?;
@@ -371,6 +425,9 @@ fn assemble(
     }
     if let Some(dir) = &settings.spill_in {
         builder = builder.spill_in(dir);
+    }
+    for observer in observers {
+        builder = builder.observer_arc(observer);
     }
     builder.build()
 }

@@ -18,8 +18,21 @@ use crate::fault::{Bulkhead, CircuitBreaker, GuardOptions, MaxRejects, RateLimit
 use crate::pipeline::{Again, Delivery, Restart, SchemaContract};
 
 /// The keys that hold nodes, or shape them.
-const STRUCTURE: [&str; 8] =
-    ["include", "defaults", "source", "sources", "transforms", "sink", "sinks", "on_error"];
+const STRUCTURE: [&str; 10] = [
+    "include",
+    "defaults",
+    "source",
+    "sources",
+    "transforms",
+    "sink",
+    "sinks",
+    "on_error",
+    OBSERVERS[0],
+    OBSERVERS[1],
+];
+
+/// The keys that hold observers. Which of them there are is said by the registry.
+pub(crate) const OBSERVERS: [&str; 2] = ["alerts", "lineage"];
 
 /// Everything but the nodes.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -187,6 +200,8 @@ pub(crate) struct Document {
     /// Whether every node and every input could be read.
     pub(crate) whole: bool,
     pub(crate) defaults: Option<Node>,
+    /// Those of [`OBSERVERS`] that are there.
+    pub(crate) observers: Vec<Entry>,
 }
 
 impl Document {
@@ -226,6 +241,8 @@ impl Document {
                 fault
             })
         });
+        document.observers =
+            OBSERVERS.iter().filter_map(|key| structure.get(key)).map(|entry| (*entry).clone()).collect();
         if let Some(defaults) = structure.get("defaults") {
             document.read_defaults(&defaults.node, problems);
         }

@@ -75,6 +75,7 @@
 //! * **Settings**: `checkpoint`, `on_error`, `delivery` (of a sink too), `again`, `restart`, `parallelism`,
 //!   `batch_rows`, `memory`, `edge_bytes`, `idle_after`, `spill_in`, `schedule`, `after`. Times are written
 //!   `10s` ([`Period`]), sizes `64MiB` ([`ByteSize`]), schedules as cron expressions ([`Cron`]).
+//! * **Observers**: `alerts` and `lineage`, if the registry has them.
 //! * **State** of a pipeline lies in the directory of its name below `checkpoint.path`, so that specs can
 //!   share that path.
 //! * Keys that begin with `x-` are for people, and for YAML's anchors.

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use schemars::JsonSchema as _;
 
 use super::Spec;
-use super::document::{Role, Settings};
+use super::document::{OBSERVERS, Role, Settings};
 use super::schema::{self, alone};
 use super::secrets::{mark, without_credentials};
 use super::tree::{Node, Value};
@@ -38,6 +38,13 @@ fn redact(root: &mut Node, registry: &Registry) {
             "sources" => redact_all(node, Role::Source, registry),
             "transforms" => redact_all(node, Role::Transform, registry),
             "sinks" => redact_all(node, Role::Sink, registry),
+            key if OBSERVERS.contains(&key) => {
+                let schema = registry.observer_entry(key).and_then(|e| e.schema());
+                mark(node);
+                if let Some(schema) = schema {
+                    mark_secrets(node, schema);
+                }
+            }
             "on_error" => {
                 if let Value::Map(entries) = &mut node.value {
                     for entry in entries.iter_mut().filter(|e| e.key == "sink") {

@@ -270,6 +270,10 @@ pub fn json_schema(registry: &Registry) -> Json {
     if let Some(structure) = structure.as_object_mut() {
         properties.append(structure);
     }
+    for (key, describe) in registry.described_observers() {
+        let schema = describe.map_or_else(|| json!({}), |describe| describe(&mut generator).to_value());
+        properties.insert(key.to_owned(), schema);
+    }
     let definitions = generator.take_definitions(true);
     let mut schema = json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",

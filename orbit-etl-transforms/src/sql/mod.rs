@@ -31,6 +31,7 @@
 //! each row.
 
 mod blocking;
+mod columns;
 mod error;
 mod feed;
 mod input;
@@ -48,7 +49,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use datafusion::logical_expr::{AggregateUDF, ScalarUDF, WindowUDF};
-use orbit_etl_core::{ConnectorInfo, Context, Error, Result, ScanRequest, Started, StreamInfo, Transform};
+use orbit_etl_core::{
+    ColumnLineage, ConnectorInfo, Context, Error, Result, ScanRequest, Started, StreamInfo, Transform,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -254,6 +257,10 @@ impl Transform for Sql {
 
     async fn scan(&self, cx: &Context, inputs: &[StreamInfo], input: usize) -> Result<ScanRequest> {
         scan::wish(self, cx, inputs, input).await
+    }
+
+    async fn columns(&self, cx: &Context, inputs: &[StreamInfo]) -> Result<Option<ColumnLineage>> {
+        Ok(columns::lineage(&*self.planned(cx, inputs).await?))
     }
 
     async fn start(&self, cx: &Context, inputs: &[StreamInfo]) -> Result<Started> {

@@ -339,7 +339,7 @@ fn scans_of(plan: &LogicalPlan) -> Result<Vec<(usize, TableScan)>> {
     Ok(scans)
 }
 
-fn input_of(scan: &TableScan) -> Option<usize> {
+pub(super) fn input_of(scan: &TableScan) -> Option<usize> {
     let provider = source_as_provider(&scan.source).ok()?;
     provider.downcast_ref::<InputTable>().map(InputTable::index)
 }

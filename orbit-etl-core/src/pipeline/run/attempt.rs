@@ -7,11 +7,14 @@ use super::control::Control;
 use super::epochs::{Epochs, Tally};
 use super::recover::{Sessions, judge_fence, open_sinks, recover};
 use super::wire::Wiring;
+use tracing::Instrument;
+
 use crate::context::Context;
 use crate::error::{Error, Result, ResultExt};
 use crate::fault::{Ceilings, Guards, pause};
-use crate::observe::{NodeReport, Outcome, RunReport};
+use crate::observe::{NodeReport, Observers, Outcome, PlanView, PlannedNode, RunReport};
 use crate::pipeline::builder::Definition;
+use crate::pipeline::graph::NodeInfo;
 use crate::pipeline::plan::{Plan, Role};
 
 /// What a run knows of its nodes over all restarts.
@@ -21,8 +24,32 @@ pub(crate) struct Guarded {
     pub(crate) ceilings: Ceilings,
 }
 
-/// Runs a pipeline to its end: again and again while it fails with errors that pass by themselves.
-pub(crate) async fn run(definition: Arc<Definition>, control: Control) -> Result<RunReport> {
+/// Runs a pipeline to its end, and tells how it went to those who look on.
+pub(crate) async fn run(
+    definition: Arc<Definition>,
+    control: Control,
+    nodes: Vec<NodeInfo>,
+) -> Result<RunReport> {
+    let span = tracing::info_span!("run", pipeline = %definition.name);
+    let watched = async {
+        let watching = &definition.settings.observers;
+        let observers = Observers::start(watching, &definition.name, nodes, &control.progress);
+        let ended = to_end(&definition, &control, observers.as_ref()).await;
+        control.end(&ended);
+        if let Some(observers) = observers {
+            observers.end(&ended, control.abort.is_cancelled()).await;
+        }
+        ended
+    };
+    watched.instrument(span).await
+}
+
+/// Again and again while it fails with errors that pass by themselves.
+async fn to_end(
+    definition: &Definition,
+    control: &Control,
+    observers: Option<&Observers>,
+) -> Result<RunReport> {
     let started = Instant::now();
     let mut tally = Tally::default();
     let guarded = Guarded { guards: definition.guards()?, ceilings: definition.ceilings()? };
@@ -30,10 +57,10 @@ pub(crate) async fn run(definition: Arc<Definition>, control: Control) -> Result
     let mut in_a_row = 0;
     loop {
         tally.since_restart = 0;
-        let ended = attempt(&definition, &control, &guarded, &mut tally, started).await;
+        let ended = attempt(definition, control, observers, &guarded, &mut tally, started).await;
         match ended {
             Ok((outcome, plan)) => {
-                return Ok(report(&definition, outcome, &plan, &guarded.guards, tally, restarts, started));
+                return Ok(report(definition, outcome, &plan, &guarded.guards, tally, restarts, started));
             }
             Err(error) if error.is_retryable() && !control.abort.is_cancelled() => {
                 in_a_row = if tally.since_restart > 0 { 1 } else { in_a_row + 1 };
@@ -43,6 +70,7 @@ pub(crate) async fn run(definition: Arc<Definition>, control: Control) -> Result
                     return Err(error.with("restarts", limits.max));
                 }
                 restarts += 1;
+                tally.restarts = restarts;
                 let pause = pause(limits.backoff, limits.max_backoff, in_a_row, error.pause_asked());
                 tracing::warn!(
                     pipeline = %definition.name, restart = restarts, error = %error.report(),
@@ -63,16 +91,17 @@ pub(crate) async fn run(definition: Arc<Definition>, control: Control) -> Result
 async fn attempt(
     definition: &Definition,
     control: &Control,
+    observers: Option<&Observers>,
     guarded: &Guarded,
     tally: &mut Tally,
     started: Instant,
 ) -> Result<(Outcome, Plan)> {
-    let cx = definition.context(control.abort.child_token())?;
+    let cx = definition.context(control.abort.child_token(), &control.retries)?;
     if let Err(error) = definition.connect(&cx).await {
         definition.disconnect(&cx).await;
         return Err(error);
     }
-    let ended = attempt_connected(definition, control, guarded, &cx, tally, started).await;
+    let ended = attempt_connected(definition, control, &cx, observers, guarded, tally, started).await;
     definition.disconnect(&cx).await;
     ended
 }
@@ -80,14 +109,18 @@ async fn attempt(
 async fn attempt_connected(
     definition: &Definition,
     control: &Control,
-    guarded: &Guarded,
     cx: &Context,
+    observers: Option<&Observers>,
+    guarded: &Guarded,
     tally: &mut Tally,
     started: Instant,
 ) -> Result<(Outcome, Plan)> {
     guarded.ceilings.begin_again();
     let prepare = async {
         let plan = definition.plan(cx).await?;
+        if let Some(observers) = observers {
+            observers.plan.send_replace(Some(Arc::new(view(&plan, cx).await)));
+        }
         let mut sessions = open_sinks(&plan, cx).await?;
         let log = definition.log()?;
         match recover(&plan, &log, cx, &mut sessions, tally.completed).await {
@@ -173,6 +206,39 @@ impl Definition {
             }
         }
     }
+}
+
+/// The plan as observers see it.
+async fn view(plan: &Plan, cx: &Context) -> PlanView {
+    let mut nodes = Vec::with_capacity(plan.nodes.len());
+    for node in &plan.nodes {
+        let columns = match &node.role {
+            Role::Transform { transform, .. } => {
+                transform.columns(&cx.for_node(&node.name), &node.streams()).await.unwrap_or_else(|error| {
+                    tracing::debug!(node = %node.name, error = %error.report(), "its columns are not known");
+                    None
+                })
+            }
+            Role::Source { .. } | Role::Sink { .. } => None,
+        };
+        let inputs = node.inputs.iter().map(|i| {
+            let from = &plan.nodes[i.node];
+            let stream = if from.outputs.len() > 1 { from.outputs.get(i.output) } else { None };
+            stream.map_or_else(|| from.name.clone(), |stream| format!("{}.{}", from.name, stream.name))
+        });
+        nodes.push(PlannedNode {
+            info: NodeInfo {
+                name: node.name.clone(),
+                role: node.role_name(),
+                info: node.info.clone(),
+                inputs: inputs.collect(),
+            },
+            inputs: node.inputs.iter().map(|i| (i.node, i.output, i.stream.clone())).collect(),
+            outputs: node.outputs.clone(),
+            columns,
+        });
+    }
+    PlanView { nodes }
 }
 
 fn report(

@@ -51,7 +51,7 @@ impl Input {
         while !self.ended {
             match self.gate.next().await? {
                 Event::Batch { batch, .. } => {
-                    self.counter.rows_in(batch.num_rows() as u64);
+                    self.counter.batch_in(batch.num_rows() as u64);
                     return Ok(Some(batch));
                 }
                 Event::End => self.ended = true,

@@ -111,7 +111,7 @@ async fn feed(
     let Some((link, rest)) = links.split_first_mut() else {
         return router.batch(port, batch, bytes).await;
     };
-    link.counter.rows_in(batch.num_rows() as u64);
+    link.counter.batch_in(batch.num_rows() as u64);
     let (operator, mut next) = link.open(rest, router);
     operator.process(port, batch, &mut Output::new(&mut next)).await.with("node", &link.name)
 }

@@ -2,7 +2,7 @@
 
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::Stream;
 use futures::stream;
@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Result};
-use crate::observe::{Progress, RunReport};
+use crate::observe::{Meter, Progress, Retries, RunReport};
 
 /// How a host stops and watches a run; shared with the run.
 #[derive(Debug, Clone)]
@@ -21,11 +21,30 @@ pub(crate) struct Control {
     /// Stop at once.
     pub(crate) abort: CancellationToken,
     pub(crate) progress: Arc<watch::Sender<Progress>>,
+    pub(crate) retries: Retries,
+    meter: Arc<Mutex<Meter>>,
 }
 
 impl Control {
-    pub(crate) fn new(stop: CancellationToken) -> Self {
-        Self { stop, abort: CancellationToken::new(), progress: Arc::new(watch::Sender::default()) }
+    pub(crate) fn new(stop: CancellationToken, meter: Meter) -> Self {
+        Self {
+            stop,
+            abort: CancellationToken::new(),
+            progress: Arc::new(watch::Sender::default()),
+            retries: Retries::default(),
+            meter: Arc::new(Mutex::new(meter)),
+        }
+    }
+
+    /// Tells those who look on.
+    pub(crate) fn tell(&self, look: Progress) {
+        self.meter.lock().unwrap_or_else(PoisonError::into_inner).tell(&look);
+        self.progress.send_replace(look);
+    }
+
+    /// The run has ended.
+    pub(crate) fn end(&self, result: &Result<RunReport>) {
+        self.meter.lock().unwrap_or_else(PoisonError::into_inner).end(result);
     }
 }
 

@@ -47,6 +47,16 @@ pub(crate) struct Receiver {
     held: usize,
 }
 
+/// How many bytes are under way on an edge.
+#[derive(Debug, Clone)]
+pub(crate) struct Buffered(Arc<Credit>);
+
+impl Buffered {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.0.used.load(Ordering::Relaxed) as u64
+    }
+}
+
 /// How many bytes may be under way. One task takes, one gives back.
 #[derive(Debug)]
 struct Credit {
@@ -98,6 +108,11 @@ impl Credit {
 }
 
 impl Sender {
+    /// For whoever looks on.
+    pub(crate) fn buffered(&self) -> Buffered {
+        Buffered(Arc::clone(&self.credit))
+    }
+
     /// Whether a batch could be sent without waiting.
     pub(crate) fn has_room(&self, bytes: usize) -> bool {
         self.credit.has(self.credit.cost(bytes))

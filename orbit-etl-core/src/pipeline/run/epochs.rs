@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use arrow::datatypes::SchemaRef;
 use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
+use tracing::Instrument;
 
 use super::attempt::Guarded;
 use super::control::Control;
+use super::edge::Buffered;
 use super::guarded::Aside;
 use super::letters::Close;
 use super::reader::Order;
@@ -21,7 +23,7 @@ use crate::context::Context;
 use crate::error::{CEILING, Error, ErrorKind, Result, ResultExt};
 use crate::event::{Position, Reject, SplitId};
 use crate::fault::{Rejected, failpoint};
-use crate::observe::{Outcome, Progress};
+use crate::observe::{NodeVitals, Outcome, Progress, Times, Vitals};
 use crate::pipeline::marked;
 use crate::pipeline::options::OnError;
 use crate::pipeline::plan::{Plan, Role};
@@ -79,6 +81,8 @@ pub(crate) struct Tally {
     pub(crate) since_restart: u64,
     /// The first epoch whose checkpoint was sent and says that the generation was read to its end.
     pub(crate) completed: Option<Epoch>,
+    pub(crate) restarts: u32,
+    times: Times,
 }
 
 /// What an epoch brought, while the tasks report.
@@ -228,16 +232,19 @@ impl<'a> Epochs<'a> {
     /// claim finds out.
     async fn epoch_unless_aborted(&mut self, complete: bool, last: bool) -> Result<()> {
         let abort = self.control.abort.clone();
+        let span = tracing::info_span!("epoch", epoch = self.epoch + 1);
+        let epoch = self.epoch(complete, last).instrument(span);
         tokio::select! {
             biased;
             () = abort.cancelled() => Err(Error::cancelled()),
-            ended = self.epoch(complete, last) => ended,
+            ended = epoch => ended,
         }
     }
 
     async fn epoch(&mut self, complete: bool, last: bool) -> Result<()> {
         let epoch = self.epoch + 1;
         self.epoch = epoch;
+        self.tally.times.barrier();
         let mut gathered = self.gather(epoch, last).await?;
         let letters = self.close_letters(epoch, &mut gathered).await?;
         self.check_conservation(&gathered)?;
@@ -248,6 +255,7 @@ impl<'a> Epochs<'a> {
         let mut staged = self.stage(epoch, &mut next, std::mem::take(&mut gathered.prepared), letters);
         if self.is_empty(&next, &staged) {
             self.wired.committed.set(epoch);
+            self.tally.times.nothing();
             return Ok(());
         }
         // This checkpoint holds the dead letters of those commits: they are done with it.
@@ -276,6 +284,7 @@ impl<'a> Epochs<'a> {
             commit_pending(self.plan, &mut next.clone(), self.sessions, &mut Vec::new()).await?;
         }
         self.sent = epoch;
+        self.tally.times.commit();
         if next.complete {
             self.tally.completed.get_or_insert(epoch);
         }
@@ -521,6 +530,7 @@ impl<'a> Epochs<'a> {
             match self.claim.append(record).await {
                 Err(error) if is_undecided(&error) => {
                     tracing::warn!(error = %error.report(), "the checkpoint's outcome is unknown: asking again");
+                    self.cx.count_retry();
                     tokio::time::sleep(pause).await;
                     pause *= 4;
                 }
@@ -531,6 +541,8 @@ impl<'a> Epochs<'a> {
     }
 
     async fn after_commit(&mut self, epoch: Epoch) -> Result<()> {
+        self.tally.times.committed();
+        tracing::debug!(took = ?self.tally.times.last_epoch, "the epoch is committed");
         self.tally.totals.clone_from(&self.state.totals);
         self.tally.epochs += 1;
         self.tally.since_restart += 1;
@@ -655,7 +667,7 @@ impl<'a> Epochs<'a> {
 
     fn tell_progress(&self) {
         let nodes = self.plan.nodes.iter().zip(&self.wired.metrics);
-        self.control.progress.send_replace(Progress {
+        self.control.tell(Progress {
             nodes: nodes.map(|(node, live)| (node.name.clone(), live.read())).collect(),
             committed: self.tally.counts.clone(),
             totals: self.tally.totals.clone(),
@@ -668,7 +680,31 @@ impl<'a> Epochs<'a> {
             epochs: self.tally.epochs,
             epoch: self.state.epoch,
             elapsed: self.started.elapsed(),
+            vitals: self.vitals(),
         });
+    }
+
+    fn vitals(&self) -> Vitals {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let nodes = self.plan.nodes.iter().zip(&self.wired.metrics).zip(&self.wired.buffers);
+        let nodes = nodes.map(|((node, live), buffers)| NodeVitals {
+            name: node.name.clone(),
+            batches: live.batches(),
+            buffered: buffers.iter().map(Buffered::bytes).sum(),
+            // What is said of the future is not behind, and what was before 1970 is as far as can be.
+            watermark_delay: live
+                .watermark()
+                .map(|at| now.saturating_sub(Duration::from_micros(u64::try_from(at).unwrap_or(0)))),
+        });
+        Vitals {
+            restarts: self.tally.restarts,
+            retries: self.control.retries.read(),
+            lag: self.tally.times.lag(),
+            memory: self.cx.memory().reserved() as u64,
+            last_epoch: self.tally.times.last_epoch,
+            last_commit: self.tally.times.last_commit,
+            nodes: nodes.collect(),
+        }
     }
 }
 

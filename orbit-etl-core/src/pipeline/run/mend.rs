@@ -32,7 +32,7 @@ pub(crate) enum Mend<'a> {
 
 /// Changes the state, and tells what it is now.
 pub(crate) async fn mend(definition: &Definition, what: &Mend<'_>) -> Result<State> {
-    let cx = definition.context(CancellationToken::new())?;
+    let cx = definition.context(CancellationToken::new(), &crate::observe::Retries::default())?;
     let mended = match definition.connect(&cx).await {
         Ok(()) => mend_connected(definition, &cx, what).await,
         Err(error) => Err(error),

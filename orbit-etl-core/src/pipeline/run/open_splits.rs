@@ -13,6 +13,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use futures::task::AtomicWaker;
+use tracing::Span;
 
 use super::narrow::Met;
 use super::splits::SplitProgress;
@@ -52,6 +53,7 @@ pub(crate) struct OpenSplits {
 pub(crate) struct OpenSplit {
     pub(crate) split: Split,
     events: Events,
+    span: Span,
     flag: Arc<Flag>,
     waker: Waker,
     /// The last position met.
@@ -105,8 +107,13 @@ impl Wake for Flag {
 }
 
 impl OpenSplits {
+    /// What is logged while a split is opened or read says which.
+    pub(crate) fn span(split: &Split) -> Span {
+        tracing::info_span!("split", split = %split.id)
+    }
+
     /// Adds a split that stands at `position`.
-    pub(crate) fn open(&mut self, split: Split, position: Option<Position>, events: Events) {
+    pub(crate) fn open(&mut self, split: Split, position: Option<Position>, events: Events, span: Span) {
         let slot = self.free.pop().unwrap_or(self.slots.len());
         self.opened += 1;
         let turn = (slot, self.opened);
@@ -115,6 +122,7 @@ impl OpenSplits {
         self.count += 1;
         self.bounded += usize::from(split.bounded);
         let open = OpenSplit {
+            span,
             split,
             events,
             waker: Waker::from(Arc::clone(&flag)),
@@ -158,6 +166,7 @@ impl OpenSplits {
             }
             // Not a store: what the stream looks at must not be looked at before.
             open.flag.queued.swap(false, Ordering::AcqRel);
+            let _within = open.span.enter();
             if let Poll::Ready(event) = open.events.poll_next_unpin(&mut Context::from_waker(&open.waker)) {
                 // There may be more, which nobody is woken for.
                 if !open.flag.queued.swap(true, Ordering::AcqRel) {
@@ -369,10 +378,10 @@ mod tests {
         let mut open = OpenSplits::default();
         for i in 0..3 {
             let events = stream::repeat_with(|| Ok(SourceEvent::Progress(at(0)))).boxed();
-            open.open(split(&i.to_string()), None, events);
+            open.open(split(&i.to_string()), None, events, Span::none());
         }
         let (feed, events) = fed();
-        open.open(split("quiet"), None, events);
+        open.open(split("quiet"), None, events, Span::none());
         let turns: Vec<_> = (0..6).map(|_| next(&mut open, false).unwrap()).collect();
         assert_eq!(turns, [0, 1, 2, 0, 1, 2]);
         feed.unbounded_send(1).unwrap();
@@ -386,7 +395,7 @@ mod tests {
         let feeds: Vec<_> = (0..3)
             .map(|i| {
                 let (feed, events) = fed();
-                open.open(split(&i.to_string()), None, events);
+                open.open(split(&i.to_string()), None, events, Span::none());
                 feed
             })
             .collect();
@@ -413,7 +422,7 @@ mod tests {
     fn a_revoked_split_leaves_between_two_units_and_says_where_it_stands() {
         let mut open = OpenSplits::default();
         for name in ["a", "b"] {
-            open.open(split(name), Some(at(5)), fed().1);
+            open.open(split(name), Some(at(5)), fed().1, Span::none());
         }
         open.moved(0, None);
         let ids = [SplitId::new("a"), SplitId::new("b"), SplitId::new("c")];
@@ -429,7 +438,7 @@ mod tests {
         assert_eq!(stands, [("b", Some(at(5)), true), ("a", Some(at(7)), true)]);
         assert!(open.progress().is_empty());
         // The slots are used again, and what was said of their old splits is not said of the new ones.
-        open.open(split("c"), None, fed().1);
+        open.open(split("c"), None, fed().1, Span::none());
         assert!(open.progress().is_empty());
     }
 
@@ -437,7 +446,7 @@ mod tests {
     fn the_lowest_watermark_is_that_of_splits_that_speak() {
         let mut open = OpenSplits::default();
         for name in ["a", "b"] {
-            open.open(split(name), None, fed().1);
+            open.open(split(name), None, fed().1, Span::none());
         }
         assert_eq!(open.lowest(), Some(i64::MIN));
         open.watermark(0, StreamId(0), 10);

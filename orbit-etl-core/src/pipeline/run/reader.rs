@@ -10,6 +10,7 @@ use arrow::datatypes::SchemaRef;
 use futures::StreamExt;
 use tokio::sync::mpsc;
 use tokio::time::{Interval, MissedTickBehavior};
+use tracing::Instrument;
 
 use super::narrow::Met;
 use super::open_splits::{OpenSplit, OpenSplits};
@@ -138,6 +139,7 @@ impl Reader {
     async fn take_work(&mut self, open: &mut OpenSplits, ended: &mut bool) -> Result<()> {
         let work = self.splits.work(self.lane, !open.has_bounded());
         for (split, after) in work.open {
+            let span = OpenSplits::span(&split);
             let opening = Opening {
                 source: Arc::clone(&self.source),
                 cx: self.cx.clone(),
@@ -145,8 +147,10 @@ impl Reader {
                 scan: Arc::clone(&self.scan),
                 guard: Arc::clone(&self.guard),
             };
-            let events = opening.open(after.clone()).await.with("split", &split.id)?;
-            open.open(split, after, events);
+            let events =
+                opening.open(after.clone()).instrument(span.clone()).await.with("split", &split.id)?;
+            span.in_scope(|| tracing::debug!("the split is opened"));
+            open.open(split, after, events, span);
         }
         for split in open.revoke(&work.revoke) {
             self.splits.closed(self.lane, &split, false);
@@ -220,7 +224,7 @@ impl Reader {
         if rows == 0 {
             return Ok(());
         }
-        self.counter.rows_in(rows);
+        self.counter.batch_in(rows);
         let bytes = estimated_bytes(&batch);
         self.counter.rows_out(rows, bytes as u64);
         self.router.batch(stream.0, batch, bytes).await
@@ -246,10 +250,12 @@ impl Reader {
             None if told.idle => Ok(()),
             None => {
                 told.idle = true;
+                self.counter.watermark(None);
                 self.router.idle().await
             }
             Some(lowest) if lowest > told.watermark || told.idle => {
                 *told = Told { watermark: told.watermark.max(lowest), idle: false };
+                self.counter.watermark(Some(told.watermark));
                 self.router.watermark(told.watermark).await
             }
             Some(_) => Ok(()),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use tokio::task::{JoinError, JoinSet};
+use tracing::Instrument;
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -26,11 +27,13 @@ impl Tasks {
     /// Spawns a task whose errors and panics name its node.
     pub(crate) fn spawn_for(&mut self, node: &str, task: impl Future<Output = Result<()>> + Send + 'static) {
         let node = node.to_owned();
-        self.set.spawn(async move {
+        let span = tracing::info_span!("node", %node);
+        let task = async move {
             // Nothing of a task that panicked is used again.
             let ended = AssertUnwindSafe(task).catch_unwind().await;
             ended.unwrap_or_else(|_| Err(panicked())).map_err(|e| e.with("node", node))
-        });
+        };
+        self.set.spawn(task.instrument(span));
     }
 
     /// Waits for all to end; the first error ends it early.

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use super::blocking::Blocking;
 use super::chain::{Chain, Link};
-use super::edge::{Receiver, Sender, edge};
+use super::edge::{Buffered, Receiver, Sender, edge};
 use super::gate::Gate;
 use super::guarded::{Fallback, GuardedWriter};
 use super::letters::{Close, Letters};
@@ -43,6 +43,8 @@ pub(crate) struct Wired {
     pub(crate) committed: Signal,
     pub(crate) letters: Option<mpsc::Sender<Close>>,
     pub(crate) metrics: Vec<Arc<NodeMetrics>>,
+    /// The edges to each node.
+    pub(crate) buffers: Vec<Vec<Buffered>>,
 }
 
 /// What the wiring needs to know of the run besides its plan.
@@ -75,7 +77,8 @@ impl Wiring<'_> {
         let mut tasks = Tasks::default();
         let (letters, close) = self.dead_letters(sessions, &mut tasks).await?;
         let letters = Arc::new(letters);
-        let (mut routers, mut gates) = self.edges()?;
+        let mut buffers = vec![Vec::new(); plan.nodes.len()];
+        let (mut routers, mut gates) = self.edges(&mut buffers)?;
         let mut wired = Wired {
             tasks,
             reporting: 0,
@@ -87,6 +90,7 @@ impl Wiring<'_> {
             committed,
             letters: close,
             metrics,
+            buffers,
         };
         let port = |node: &PlanNode| {
             let ceiling = self.ceilings.of(&node.name);
@@ -302,7 +306,10 @@ impl Wiring<'_> {
     /// The edges between all tasks: a router for each task that sends, receivers for each that
     /// receives.
     #[allow(clippy::type_complexity)] // Two maps, named by what they are keyed with.
-    fn edges(&self) -> Result<(BTreeMap<(usize, usize), Router>, BTreeMap<Place, Vec<Receiver>>)> {
+    fn edges(
+        &self,
+        buffers: &mut [Vec<Buffered>],
+    ) -> Result<(BTreeMap<(usize, usize), Router>, BTreeMap<Place, Vec<Receiver>>)> {
         let plan = self.plan;
         let mut routers = BTreeMap::new();
         let mut gates: BTreeMap<Place, Vec<Receiver>> = BTreeMap::new();
@@ -313,6 +320,7 @@ impl Wiring<'_> {
                 let mut to = |place: Place| {
                     *known.entry(place).or_insert_with(|| {
                         let (sender, receiver) = edge(self.edge_bytes);
+                        buffers[place.0].push(sender.buffered());
                         senders.push(sender);
                         gates.entry(place).or_default().push(receiver);
                         senders.len() - 1

@@ -49,7 +49,7 @@ impl Writer {
         loop {
             match self.gate.next().await? {
                 Event::Batch { port, batch, bytes } => {
-                    self.counter.rows_in(batch.num_rows() as u64);
+                    self.counter.batch_in(batch.num_rows() as u64);
                     self.counter.rows_out(batch.num_rows() as u64, bytes as u64);
                     let due = match planted(Bug::BarrierAheadOfRows) {
                         true => held.replace((port, batch)),
