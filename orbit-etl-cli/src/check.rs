@@ -49,7 +49,8 @@ struct Given {
     /// Or in a file, beside this one.
     file: Option<PathBuf>,
     /// The types of the columns, as the files connector writes them; found out unless given.
-    columns: Option<Map<String, Value>>,
+    #[serde(alias = "columns")]
+    schema: Option<Map<String, Value>>,
 }
 
 /// The rows of a node.
@@ -107,7 +108,7 @@ async fn run(tests: &Tests, test: &Test, dir: &Path, registry: &Registry) -> Res
     }
     if let Some(left) = sources.keys().find(|source| !test.inputs.contains_key(**source)) {
         return Err(Failure::mistake(format!(
-            "`inputs`: the source {left} has no rows; give it some, or `rows: []` with `columns`"
+            "`inputs`: the source {left} has no rows; give it some, or `rows: []` with a `schema`"
         )));
     }
     let spec = loader.load(&path)?;
@@ -146,8 +147,8 @@ fn stand_in(source: &str, given: &Given, dir: &Path, folder: &Path) -> Result<Va
             return Err(Failure::mistake(format!("`inputs.{source}`: give either `rows` or a `file`")));
         }
     }
-    if let Some(columns) = &given.columns {
-        config.insert("columns".into(), Value::Object(columns.clone()));
+    if let Some(columns) = &given.schema {
+        config.insert("schema".into(), Value::Object(columns.clone()));
     }
     Ok(Value::Object(config))
 }

@@ -35,7 +35,7 @@ tests:
       lake: {rows: [{id: 2, name: b}, {id: 3, name: c}], ordered: true}
   - name: nothing comes of nothing
     inputs:
-      orders: {rows: [], columns: {id: int64, price: float64}}
+      orders: {rows: [], schema: {id: int64, price: float64}}
       names: {file: ../names.csv}
     expect:
       named: {rows: []}

@@ -2,7 +2,9 @@
 
 mod dead_letter;
 mod failpoint;
+mod letter_source;
 
 pub use dead_letter::dead_letter_schema;
 pub(crate) use dead_letter::{DeadLetters, RejectPort, Rejected};
 pub use failpoint::failpoint;
+pub(crate) use letter_source::{LetterSource, Reading};
