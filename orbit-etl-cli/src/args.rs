@@ -26,15 +26,19 @@ pub(crate) enum Command {
     Discover(DiscoverArgs),
     /// Lists the types of sources, transforms and sinks
     Connectors(ConnectorsArgs),
-    /// Prints the JSON Schema of specs, for editors
-    Schema,
+    /// Prints the JSON Schema of specs, for editors, or their reference, for people
+    Schema {
+        /// How it looks
+        #[arg(long, value_enum, default_value_t = SchemaFormat::Json, value_name = "FORMAT")]
+        format: SchemaFormat,
+    },
     Init(InitArgs),
     Test(TestArgs),
     Generate(GenerateArgs),
     /// Shows and changes what a pipeline remembers between runs
     #[command(subcommand)]
     State(StateCommand),
-    /// Shows the rows that could not go on
+    /// Shows the rows that could not go on, and sends them again
     #[command(subcommand)]
     DeadLetters(LettersCommand),
     /// Prints the completions of a shell
@@ -76,6 +80,14 @@ pub(crate) enum ReportFormat {
     Json,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SchemaFormat {
+    /// JSON Schema
+    Json,
+    /// A page of tables
+    Markdown,
+}
+
 /// What the values of a spec are taken from besides its files.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct SpecArgs {
@@ -105,9 +117,15 @@ pub(crate) struct RunArgs {
     pub(crate) files: Vec<PathBuf>,
     #[command(flatten)]
     pub(crate) spec: SpecArgs,
-    /// Runs by the specs' schedules, until a signal comes, instead of once
+    /// Runs each pipeline once, whatever its schedule; so it is done unless --schedule is given
+    #[arg(long, conflicts_with = "schedule")]
+    pub(crate) once: bool,
+    /// Runs by the specs' schedules and triggers, until a signal comes, instead of once
     #[arg(long)]
     pub(crate) schedule: bool,
+    /// Takes calls for the specs' `triggers.http` at this address: 127.0.0.1:9185
+    #[arg(long, value_name = "ADDRESS", requires = "schedule")]
+    pub(crate) listen: Option<SocketAddr>,
     /// Serves /metrics for Prometheus, /healthz and /readyz at this address: 127.0.0.1:9184
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) metrics: Option<SocketAddr>,
@@ -281,6 +299,28 @@ pub(crate) enum LettersCommand {
         #[arg(long, value_name = "NUMBER")]
         number: usize,
     },
+    Replay(ReplayArgs),
+}
+
+/// Sends them through the rest of the pipeline again
+///
+/// Records that a source could not read are read anew, by the spec as it is now; rows that a transform or
+/// a sink refused go to that node again. Each letter is sent once: a further replay takes only those that
+/// have come since. What is rejected again becomes a new letter with a higher number of attempts. The
+/// letters themselves stay where they are.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ReplayArgs {
+    #[command(flatten)]
+    pub(crate) file: FileArgs,
+    /// Only those of this node
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Option<String>,
+    /// Only those that were tried fewer times than this
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) max_attempts: Option<i32>,
+    /// How the reports look, one for each node and number of attempts
+    #[arg(long, value_enum, default_value_t = ReportFormat::Text, value_name = "FORMAT")]
+    pub(crate) report: ReportFormat,
 }
 
 #[derive(Debug, Subcommand)]

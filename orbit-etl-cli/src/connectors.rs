@@ -5,9 +5,9 @@ use std::fmt::Write as _;
 use orbit_etl::{Context, StreamInfo};
 use serde_json::{Map, Value, json};
 
-use crate::args::{ConnectorsArgs, DiscoverArgs, TableFormat};
+use crate::args::{ConnectorsArgs, DiscoverArgs, SchemaFormat, TableFormat};
 use crate::failure::Failure;
-use crate::{load, out};
+use crate::{load, out, reference};
 
 /// Lists the types of this build.
 pub(crate) fn connectors(args: &ConnectorsArgs) -> Result<(), Failure> {
@@ -30,10 +30,13 @@ pub(crate) fn connectors(args: &ConnectorsArgs) -> Result<(), Failure> {
     out::print(&text)
 }
 
-/// Prints the JSON Schema of specs.
-pub(crate) fn schema() -> Result<(), Failure> {
+/// Prints the JSON Schema of specs, or what it says as a page.
+pub(crate) fn schema(format: SchemaFormat) -> Result<(), Failure> {
     let schema = orbit_etl::spec::json_schema(&load::registry());
-    out::print(&format!("{schema:#}\n"))
+    out::print(&match format {
+        SchemaFormat::Json => format!("{schema:#}\n"),
+        SchemaFormat::Markdown => reference::markdown(&schema),
+    })
 }
 
 /// Asks a source for its streams.

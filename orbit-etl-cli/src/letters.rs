@@ -1,24 +1,30 @@
 //! `dead-letters`: the rows that could not go on.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arrow::array::{RecordBatch, UInt32Array};
-use arrow::compute::{concat_batches, sort_to_indices, take_record_batch};
+use arrow::array::{AsArray, RecordBatch, UInt32Array};
+use arrow::compute::{cast, concat_batches, sort_to_indices, take_record_batch};
+use arrow::datatypes::{DataType, Int32Type};
 use arrow::error::ArrowError;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use orbit_etl::ErrorKind;
 use orbit_etl::host::FnSink;
 use orbit_etl::spec::Spec;
 
-use crate::args::{FileArgs, LettersCommand, TableFormat};
+use crate::args::{FileArgs, LettersCommand, ReplayArgs, ReportFormat, TableFormat};
 use crate::failure::Failure;
 use crate::load::Loaded;
+use crate::metrics::Metrics;
 use crate::preview::table;
+use crate::progress::Screen;
+use crate::run::{Ended, run_one, tell};
+use crate::signals::Signals;
 use crate::{load, out};
 
 /// The columns of the list.
-const LISTED: [&str; 6] = ["time", "node", "kind", "rows", "place", "message"];
+const LISTED: [&str; 7] = ["time", "node", "kind", "rows", "attempt", "place", "message"];
 
 pub(crate) async fn letters(command: LettersCommand) -> Result<(), Failure> {
     match command {
@@ -53,7 +59,75 @@ pub(crate) async fn letters(command: LettersCommand) -> Result<(), Failure> {
             }
             out::print(&text)
         }
+        LettersCommand::Replay(args) => replay(args).await,
     }
+}
+
+/// Sends letters again, those of each node and number of attempts as a pipeline of their own.
+async fn replay(args: ReplayArgs) -> Result<(), Failure> {
+    let letters = read(&args.file).await?;
+    let wanted = |node: &str, attempt: i32| {
+        args.node.as_deref().is_none_or(|only| only == node)
+            && args.max_attempts.is_none_or(|most| attempt < most)
+    };
+    let mut groups = match &letters {
+        Some(letters) => groups(letters)?,
+        None => BTreeSet::new(),
+    };
+    groups.retain(|(attempt, node)| wanted(node, *attempt));
+    if groups.is_empty() {
+        return match args.report {
+            ReportFormat::Text => out::print("no letters to send again\n"),
+            ReportFormat::Json => Ok(()),
+        };
+    }
+    let registry = load::registry();
+    let one = load::one(&args.file.file, &args.file.spec, &registry)?;
+    let mut parts = Vec::new();
+    for (attempt, node) in groups {
+        let part = one.spec.resend_dead_letters(&registry, &node, attempt).await?;
+        parts.push((node, part.ok_or_else(|| no_sink(&one.spec))?));
+    }
+    let signals = Signals::listen()?;
+    let screen = Screen::new(Metrics::default());
+    let mut failure: Option<Failure> = None;
+    for (node, pipeline) in parts {
+        if signals.drain.is_cancelled() {
+            break;
+        }
+        let part = Loaded { spec: one.spec.clone(), pipeline };
+        let ended = run_one(&part, &signals, &screen).await;
+        match (args.report, &ended) {
+            (ReportFormat::Text, Ended::Well(report)) => {
+                let nodes = || report.nodes.iter();
+                let letters: u64 = nodes().filter(|n| n.role == "source").map(|n| n.counts.rows_in).sum();
+                let rejected: u64 = nodes().map(|n| n.counts.rejected).sum();
+                out::print(&format!(
+                    "{node}: {letters} rows sent again, {} written, {rejected} rejected again\n",
+                    report.rows_written()
+                ))?;
+            }
+            _ => tell(part.pipeline.name(), &ended, args.report)?,
+        }
+        if let Ended::Badly(other, _) = ended {
+            failure = Some(match failure {
+                Some(failure) => failure.and(other),
+                None => other,
+            });
+        }
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+/// The attempts and nodes of the letters that are there.
+fn groups(letters: &RecordBatch) -> Result<BTreeSet<(i32, String)>, Failure> {
+    let column = |name: &str, kind: &DataType| match letters.column_by_name(name) {
+        Some(column) => cast(column, kind).map_err(unreadable),
+        None => Err(Failure::failed("what lies there are no dead letters")),
+    };
+    let (nodes, attempts) = (column("node", &DataType::Utf8)?, column("attempt", &DataType::Int32)?);
+    let (nodes, attempts) = (nodes.as_string::<i32>(), attempts.as_primitive::<Int32Type>());
+    Ok(attempts.iter().zip(nodes).filter_map(|(a, n)| Some((a?, n?.to_owned()))).collect())
 }
 
 /// All dead letters, the oldest first; `None` if there are none.

@@ -3,6 +3,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod args;
+mod calls;
 mod check;
 mod connectors;
 mod explain;
@@ -19,6 +20,7 @@ mod out;
 mod preview;
 mod progress;
 mod recorder;
+mod reference;
 mod report;
 mod run;
 mod schedule;
@@ -55,7 +57,7 @@ async fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Preview(args) => preview::preview(args).await,
         Command::Discover(args) => connectors::discover(args).await,
         Command::Connectors(args) => connectors::connectors(&args),
-        Command::Schema => connectors::schema(),
+        Command::Schema { format } => connectors::schema(format),
         Command::Init(args) => init::init(&args),
         Command::Test(args) => check::test(args).await,
         Command::Generate(args) => generate::generate(args).await,

@@ -44,7 +44,7 @@ pub(crate) async fn run(args: RunArgs) -> Result<(), Failure> {
     }
     let screen = Screen::new(metrics);
     if args.schedule {
-        return schedule::run(loaded, &signals, &screen, args.report).await;
+        return schedule::run(loaded, &signals, &screen, args.report, args.listen).await;
     }
     let names: Vec<String> = loaded.iter().map(|one| one.pipeline.name().to_owned()).collect();
     let states: Vec<watch::Sender<State>> = names.iter().map(|_| watch::Sender::new(State::Open)).collect();

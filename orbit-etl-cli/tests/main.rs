@@ -4,8 +4,10 @@
 
 mod checks;
 mod desk;
+mod letters;
 mod runs;
 mod signals;
 mod specs;
 mod state;
 mod tests;
+mod triggers;

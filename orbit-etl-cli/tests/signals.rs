@@ -177,3 +177,40 @@ fn a_schedule_waits_and_a_signal_ends_it() {
     run.signal("-TERM");
     assert_eq!(run.end().coded(0), "");
 }
+
+/// Rows that are made up as fast as they are read, in epochs of a few milliseconds.
+const LOAD: &str = "
+name: load
+source: {type: generate, rows: 400000, split_rows: 4000, columns: {id: {type: sequence}}}
+sink: {type: files, path: out, format: csv}
+checkpoint: {path: state, every: 10ms}
+parallelism: 2
+batch_rows: 200
+";
+
+#[test]
+fn a_load_that_is_interrupted_and_run_again_has_each_row_once() {
+    for signals in [["-INT"].as_slice(), &["-INT", "-INT"], &["-KILL"]] {
+        let desk = Desk::new();
+        desk.write("load.yaml", LOAD);
+        let mut run = desk
+            .start(&["run", "load.yaml", "--report", "json"])
+            .until("the first rows are out", || !desk.lines("out").is_empty());
+        for signal in signals {
+            run.signal(signal);
+        }
+        let done = run.end();
+        if signals == ["-INT"] {
+            assert_eq!(done.json(0)["status"], "stopped");
+        }
+        let before = desk.lines("out").len();
+        assert!(before < 400_000, "{signals:?}: it was through before it was interrupted");
+        let report = desk.orbit(&["run", "load.yaml", "--report", "json"]).json(0);
+        assert_eq!(report["status"], "completed");
+        assert_eq!(report["total"]["rows_written"], 400_000, "{signals:?}");
+        let mut ids: Vec<u64> = desk.lines("out").iter().map(|line| line.parse().unwrap()).collect();
+        ids.sort_unstable();
+        assert_eq!(ids.len(), 400_000, "{signals:?}");
+        assert!(ids.windows(2).all(|pair| pair[1] == pair[0] + 1), "{signals:?}");
+    }
+}

@@ -57,6 +57,39 @@ fn files_become_a_delta_table_once() {
 }
 
 #[test]
+fn a_scheduled_load_reads_what_is_new_and_its_letters_are_sent_again() {
+    let desk = desk();
+    let run = || desk.orbit(&["run", "incremental.yaml", "--report", "json"]).json(0);
+    let first = run();
+    assert_eq!((first["rows_written"].as_u64(), first["rows_rejected"].as_u64()), (Some(2), Some(1)));
+    desk.write("data/orders-3.csv", "id,customer,price,ordered\n5,1,500,2026-11-03\n");
+    let second = run();
+    assert_eq!((second["rows_read"].as_u64(), second["rows_written"].as_u64()), (Some(1), Some(1)));
+    let again = desk.orbit(&["dead-letters", "replay", "incremental.yaml", "--report", "json"]).json(0);
+    assert_eq!((again["rows_read"].as_u64(), again["rows_rejected"].as_u64()), (Some(1), Some(1)));
+    // The clock has it.
+    let mut scheduled = desk.start(&["run", "incremental.yaml", "--schedule"]);
+    let line = scheduled.line_with("the next run is due");
+    assert!(line.contains(":30:00"), "{line}");
+    scheduled.signal("-TERM");
+    scheduled.end().coded(0);
+}
+
+/// `ORBIT_BLESS=1 cargo test` writes it anew.
+#[test]
+fn the_reference_in_the_documentation_is_current() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference.md");
+    let desk = Desk::new();
+    let current = desk.orbit(&["schema", "--format", "markdown"]);
+    let current = current.coded(0);
+    if std::env::var_os("ORBIT_BLESS").is_some() {
+        fs::write(&path, current).unwrap();
+    }
+    let committed = fs::read_to_string(&path).unwrap();
+    assert!(committed == current, "docs/reference.md is old: run this test with ORBIT_BLESS=1");
+}
+
+#[test]
 fn a_folder_runs_in_the_order_of_its_dependencies() {
     let desk = desk();
     desk.orbit(&["run", "nightly"]).coded(0);

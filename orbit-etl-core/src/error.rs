@@ -67,6 +67,27 @@ impl ErrorKind {
         }
     }
 
+    /// The kind that [`as_str`](Self::as_str) has told.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        let all = [
+            Self::Config,
+            Self::Unsupported,
+            Self::NotFound,
+            Self::Auth,
+            Self::Schema,
+            Self::Data,
+            Self::Conflict,
+            Self::Timeout,
+            Self::Unavailable,
+            Self::RateLimited,
+            Self::Resources,
+            Self::Cancelled,
+            Self::Fenced,
+            Self::Internal,
+        ];
+        all.into_iter().find(|kind| kind.as_str() == name)
+    }
+
     /// Whether errors of this kind usually pass by themselves; the default of
     /// [`Error::is_retryable`].
     fn usually_passes(self) -> bool {

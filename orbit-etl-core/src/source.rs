@@ -15,8 +15,8 @@ use serde_json::Value;
 
 use crate::connector::{Connector, StreamInfo};
 use crate::context::Context;
-use crate::error::Result;
-use crate::event::{Position, SourceEvent, SplitId, StreamId};
+use crate::error::{Error, Result};
+use crate::event::{Position, Reject, SourceEvent, SplitId, StreamId};
 
 /// Where rows come from.
 ///
@@ -78,6 +78,19 @@ pub trait Source: Connector {
         after: Option<&Position>,
         scan: &[ScanRequest],
     ) -> Result<BoxStream<'static, Result<SourceEvent>>>;
+
+    /// Reads records once more that this source, as it was configured before, has rejected as they stood
+    /// ([`Payload::Raw`](crate::Payload::Raw)), so that they can be sent again after the configuration was
+    /// mended. The events are batches and rejects without positions; rejects keep their origins.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) unless overridden; what the records were read with,
+    /// such as a file's header, is gone.
+    async fn decode(&self, cx: &Context, records: Vec<Reject>) -> Result<Vec<SourceEvent>> {
+        let _ = (cx, records);
+        Err(Error::unsupported(format!("{} can't read rejected records again", self.info().type_tag))
+            .remedy("mend the data at its source"))
+    }
 
     /// The epoch that covers these positions is durable in every sink, its dead letters too.
     /// What came before them will not be asked for again. Does nothing unless overridden.

@@ -67,8 +67,8 @@ impl Rejected {
         Self { node, reject, micros, _credit: None }
     }
 
-    /// The rejects as rows of [`dead_letter_schema`].
-    pub(crate) fn to_batch(rejects: &[Self]) -> Result<RecordBatch> {
+    /// The rejects as rows of [`dead_letter_schema`], after so many attempts.
+    pub(crate) fn to_batch(rejects: &[Self], attempts: i32) -> Result<RecordBatch> {
         let mut time = TimestampMicrosecondBuilder::new().with_timezone("UTC");
         let mut texts: [StringBuilder; 8] = std::array::from_fn(|_| StringBuilder::new());
         let mut rows = UInt64Builder::new();
@@ -93,7 +93,7 @@ impl Rejected {
             }
             rows.append_value(reject.rows);
             payload.append_option(exact);
-            attempt.append_value(1);
+            attempt.append_value(attempts);
         }
         let [node, stream, split, place, position, kind, message, text] = texts.map(|mut t| t.finish());
         let columns: Vec<ArrayRef> = vec![

@@ -6,6 +6,7 @@ mod ceiling;
 mod dead_letter;
 mod failpoint;
 mod guard;
+mod letter_source;
 mod options;
 mod rate;
 
@@ -18,4 +19,5 @@ pub(crate) use backoff::pause;
 pub(crate) use ceiling::Ceilings;
 pub(crate) use dead_letter::{DeadLetters, RejectPort, Rejected};
 pub(crate) use guard::{Guard, Guards, Load, Tries};
+pub(crate) use letter_source::{LetterSource, Reading};
 pub(crate) use options::GuardOptions;

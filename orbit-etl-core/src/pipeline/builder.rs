@@ -20,8 +20,9 @@ use crate::pipeline::contract::SchemaContract;
 use crate::pipeline::explain::Explanation;
 use crate::pipeline::graph::{Graph, Kind, Node, NodeInfo, NodeOptions};
 use crate::pipeline::options::{Action, Again, Delivery, OnError, Restart};
-use crate::pipeline::plan::{Plan, PlanOptions};
+use crate::pipeline::plan::{Plan, PlanOptions, Resend};
 use crate::pipeline::run::{Control, Mend, Running, mend, run};
+use crate::pipeline::{news, resend};
 use crate::sink::Sink;
 use crate::source::Source;
 use crate::transform::Transform;
@@ -61,6 +62,7 @@ pub(crate) struct Settings {
     memory_pool: Option<Arc<dyn MemoryPool>>,
     spill_in: Option<PathBuf>,
     stop: CancellationToken,
+    resend: Option<Resend>,
 }
 
 #[derive(Debug, Clone)]
@@ -68,6 +70,29 @@ enum Checkpoints {
     Local(PathBuf),
     Store(Arc<dyn ObjectStore>, Path),
     Memory,
+}
+
+impl Checkpoints {
+    /// The place for the letters of one node, beside the pipeline's own.
+    fn beside(&self, pipeline: &str, node: &str, attempt: i32) -> Result<Self> {
+        let part = format!("{node}-{attempt}");
+        match self {
+            Self::Local(dir) => {
+                let name = dir.file_name().map_or_else(|| pipeline.into(), |name| name.to_os_string());
+                let mut beside = name;
+                beside.push(".replay");
+                Ok(Self::Local(dir.with_file_name(beside).join(part)))
+            }
+            Self::Store(store, prefix) => {
+                let beside = Path::from(format!("{prefix}.replay")).join(part);
+                Ok(Self::Store(Arc::clone(store), beside))
+            }
+            Self::Memory => Err(Error::config(
+                "the pipeline forgets its state, so nothing would remember which letters were sent again",
+            )
+            .remedy("give it a `checkpoint.path`")),
+        }
+    }
 }
 
 impl Pipeline {
@@ -140,6 +165,65 @@ impl Pipeline {
                 memory_log: Log::memory(),
             }),
         })
+    }
+
+    /// A pipeline of its own that sends the dead letters of one node through the rest of this one again:
+    /// those that were tried `attempt` times and that it hasn't taken yet. `letters` reads the place to
+    /// which this pipeline writes them. Each is taken once: the new pipeline keeps its state beside this
+    /// one's, and the targets know its sinks by names of their own. What is rejected again becomes a letter
+    /// of attempt + 1.
+    ///
+    /// Records that a source couldn't read are read by [`Source::decode`], rows that a transform or sink
+    /// refused go to that node again.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) where a letter's way leads through a node that needs
+    /// its whole input or other rows too, or into a sink that overwrites. [`Config`](crate::ErrorKind::Config):
+    /// there is no such node, or the state is kept in memory. Otherwise as [`Pipeline::explain`].
+    pub async fn resend(&self, letters: Arc<dyn Source>, node: &str, attempt: i32) -> Result<Self> {
+        let definition = &self.definition;
+        let mark = format!("-replay-{node}-{attempt}");
+        let checkpoints = definition.settings.checkpoints.beside(&definition.name, node, attempt)?;
+        let cx = definition.context(CancellationToken::new())?;
+        let planned = match definition.connect(&cx).await {
+            Ok(()) => Plan::new(&definition.graph, &definition.plan_options(), &cx).await,
+            Err(error) => Err(error),
+        };
+        definition.disconnect(&cx).await;
+        let nodes = resend::nodes(&definition.graph, &planned?, letters, node, attempt)?;
+        // More than a ceiling of them may still be bad, which is no news.
+        let on_error = OnError { max_rows: None, max_share: None, ..definition.settings.on_error.clone() };
+        let settings = Settings {
+            on_error,
+            checkpoints,
+            again: None,
+            resend: Some(Resend { attempt: attempt.saturating_add(1), mark }),
+            ..definition.settings.clone()
+        };
+        Ok(Self {
+            definition: Arc::new(Definition {
+                name: format!("{}.replay", definition.name),
+                graph: Graph::new(nodes)?,
+                settings,
+                memory_log: Log::memory(),
+            }),
+        })
+    }
+
+    /// Whether a run would find something that no run has read to its end: a source has splits, such as
+    /// files, that the state doesn't know yet. Lists and reads no data.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported): a source has no end. Otherwise those of the listing.
+    pub async fn has_news(&self) -> Result<bool> {
+        let Some(head) = self.state().await? else { return Ok(true) };
+        let cx = self.definition.context(CancellationToken::new())?;
+        let looked = match self.definition.connect(&cx).await {
+            Ok(()) => news::look(&self.definition.graph, &head.state, &cx).await,
+            Err(error) => Err(error),
+        };
+        self.definition.disconnect(&cx).await;
+        looked
     }
 
     /// The log of the pipeline's checkpoints.
@@ -280,6 +364,7 @@ impl Definition {
             delivery: self.settings.delivery,
             on_error: self.settings.on_error.clone(),
             durable: !matches!(self.settings.checkpoints, Checkpoints::Memory),
+            resend: self.settings.resend.clone(),
         }
     }
 
@@ -349,6 +434,7 @@ impl PipelineBuilder {
                 memory_pool: None,
                 spill_in: None,
                 stop: CancellationToken::new(),
+                resend: None,
             },
         }
     }

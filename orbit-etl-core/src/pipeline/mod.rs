@@ -9,9 +9,11 @@ mod delivery;
 mod explain;
 mod graph;
 mod lanes;
+mod news;
 mod options;
 mod output;
 mod plan;
+mod resend;
 mod run;
 
 pub use builder::{Pipeline, PipelineBuilder};

@@ -27,6 +27,18 @@ pub(crate) struct Plan {
     pub(crate) held: bool,
     /// The one sink that keeps the checkpoints, if there is an atomic one.
     pub(crate) keeper: Option<usize>,
+    /// Set where dead letters are sent once more.
+    pub(crate) resend: Option<Resend>,
+}
+
+/// What sets a pipeline of dead letters apart from the one that they are of.
+#[derive(Debug, Clone)]
+pub(crate) struct Resend {
+    /// How often its rows have been tried, this time included.
+    pub(crate) attempt: i32,
+    /// Follows the sinks' names where the targets know them: a target tells pipelines apart by the names
+    /// of their sinks.
+    pub(crate) mark: String,
 }
 
 #[derive(Debug)]
@@ -105,6 +117,7 @@ pub(crate) struct PlanOptions {
     pub(crate) on_error: OnError,
     /// Whether checkpoints outlive the process.
     pub(crate) durable: bool,
+    pub(crate) resend: Option<Resend>,
 }
 
 impl Plan {
@@ -144,7 +157,13 @@ impl Plan {
             nodes.push(dead_letter_node(sink));
         }
         let held = nodes.iter().any(PlanNode::is_blocking);
-        let mut plan = Self { again: settle_again(&nodes, options)?, held, keeper: keeper(&nodes), nodes };
+        let mut plan = Self {
+            again: settle_again(&nodes, options)?,
+            held,
+            keeper: keeper(&nodes),
+            nodes,
+            resend: options.resend.clone(),
+        };
         plan.check_bounds()?;
         plan.lay_out(options.parallelism);
         for i in 0..plan.nodes.len() {
@@ -162,6 +181,12 @@ impl Plan {
 
     pub(crate) fn sinks(&self) -> impl Iterator<Item = (usize, &PlanNode)> {
         self.nodes.iter().enumerate().filter(|(_, n)| matches!(n.role, Role::Sink { .. }))
+    }
+
+    /// The name by which targets know a sink.
+    pub(crate) fn name_in_target(&self, sink: usize) -> String {
+        let name = &self.nodes[sink].name;
+        self.resend.as_ref().map_or_else(|| name.clone(), |resend| format!("{name}{}", resend.mark))
     }
 
     /// Who reads an output of a node: (consumer, its input).

@@ -3,19 +3,23 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use arrow::datatypes::DataType;
+
 use super::de::Fault;
 use super::document::{ActionWritten, CheckpointWritten, Document, NodeSpec, Role};
 use super::fit::fit;
 use super::problem::{Place, Problem, SpecError, nearest, quoted};
 use super::schema::{prepare, resolve};
-use super::tree::{Entry, Node, join};
+use super::tree::{Entry, Node, Text, Value, join};
 use super::{Spec, graph, secrets};
 use crate::checkpoint::Log;
 use crate::error::{Error, Result};
+use crate::fault::dead_letter_schema;
 use crate::observe::Observer;
 use crate::pipeline::{Action, Delivery, Kind, NodeOptions, OnError, Pipeline, PipelineBuilder};
 use crate::registry::{Factory, Registered, Registry};
 use crate::sink::{CommitMode, Sink};
+use crate::source::Source;
 
 /// Where a pipeline's state is unless the spec says otherwise.
 const STATE: &str = ".orbit/state";
@@ -53,13 +57,25 @@ pub(crate) fn build(spec: &Spec, registry: &Registry) -> Result<Pipeline, SpecEr
     Err(SpecError::new(problems))
 }
 
-/// A source over the place to which the dead letters go: of the sink's type, with those of its keys that
-/// the source has too.
+/// A pipeline from the place to which the dead letters go into a sink; `None` if they go nowhere.
 pub(crate) fn read_dead_letters(
     spec: &Spec,
     registry: &Registry,
     into: impl Sink,
 ) -> Result<Option<Pipeline>, SpecError> {
+    let Some(source) = letters(spec, registry)? else { return Ok(None) };
+    let built = Pipeline::builder(spec.name().unwrap_or_default())
+        .node("letters".into(), Kind::Source(source), Vec::new(), None)
+        .node("reader".into(), Kind::Sink(Arc::new(into)), vec!["letters".into()], None)
+        .checkpoint_in_memory()
+        .parallelism(1)
+        .build();
+    built.map(Some).map_err(|error| SpecError::new(vec![locate(spec, &error)]))
+}
+
+/// A source over the place to which the dead letters go: of the sink's type, with those of its keys that
+/// the source has too.
+pub(crate) fn letters(spec: &Spec, registry: &Registry) -> Result<Option<Arc<dyn Source>>, SpecError> {
     let document = &spec.document;
     let Some(written) = &document.dead_letters else { return Ok(None) };
     let mut problems = spec.problems.clone();
@@ -75,6 +91,9 @@ pub(crate) fn read_dead_letters(
                 node.config.merge_under(defaults);
             }
             node.config.retain(|key| keys.contains_key(key));
+            if keys.contains_key("schema") {
+                describe_letters(&mut node.config);
+            }
             make_node(&node, document, registry, &mut problems, &mut secrets)
         }
         None => {
@@ -91,24 +110,46 @@ pub(crate) fn read_dead_letters(
         }
     };
     match source {
-        Some(Kind::Source(source)) if problems.is_empty() => {
-            let name = spec.name().unwrap_or_default();
-            let built = Pipeline::builder(name)
-                .node("letters".into(), Kind::Source(source), Vec::new(), None, NodeOptions::default())
-                .node(
-                    "reader".into(),
-                    Kind::Sink(Arc::new(into)),
-                    vec!["letters".into()],
-                    None,
-                    NodeOptions::default(),
-                )
-                .checkpoint_in_memory()
-                .parallelism(1)
-                .build();
-            built.map(Some).map_err(|error| SpecError::new(vec![locate(spec, &error)]))
-        }
+        Some(Kind::Source(source)) if problems.is_empty() => Ok(Some(source)),
         _ => Err(SpecError::new(problems.into_iter().map(|p| p.map(|text| secrets.hide(&text))).collect())),
     }
+}
+
+/// Names the columns where they would be found out of text: a record `007` is no number.
+fn describe_letters(config: &mut Node) {
+    let is_text = config
+        .get("format")
+        .and_then(Node::as_text)
+        .is_some_and(|format| matches!(format.value.as_str(), "csv" | "json"));
+    if !is_text || config.get("schema").is_some() {
+        return;
+    }
+    let place = config.place.clone();
+    let entry = |key: &str, kind: &str| Entry {
+        key: key.to_owned(),
+        place: place.clone(),
+        node: Node::new(place.clone(), Value::Text(Text::new(kind))),
+    };
+    let columns = dead_letter_schema()
+        .fields()
+        .iter()
+        .map(|field| {
+            let kind = match field.data_type() {
+                DataType::Timestamp(..) => "timestamp(us, UTC)",
+                DataType::UInt64 => "uint64",
+                DataType::Int32 => "int32",
+                // Bytes stand there in hexadecimal.
+                _ => "text",
+            };
+            entry(field.name(), kind)
+        })
+        .collect();
+    let schema = Entry {
+        key: "schema".into(),
+        place: place.clone(),
+        node: Node::new(place.clone(), Value::Map(columns)),
+    };
+    config.merge_under(&Node::new(place.clone(), Value::Map(vec![schema])));
 }
 
 fn defaults_of<'a>(document: &'a Document, role: Role, tag: &str) -> Option<&'a Node> {

@@ -13,6 +13,7 @@ use super::fit::fit;
 use super::problem::{Place, Problem, nearest, quoted};
 use super::schema::{self, PathText, Secret};
 use super::tree::{Entry, Node, Text, Value, join};
+use super::triggers::Triggers;
 use super::units::{ByteSize, Period};
 use crate::fault::{Bulkhead, CircuitBreaker, GuardOptions, MaxRejects, RateLimit, Retry};
 use crate::pipeline::{Again, Delivery, Restart, SchemaContract};
@@ -80,6 +81,9 @@ pub(crate) struct Settings {
     /// When the pipeline runs by itself, if its host keeps schedules.
     #[serde(default)]
     pub(crate) schedule: Option<Schedule>,
+    /// What else lets the pipeline run by itself, if its host keeps schedules.
+    #[serde(default)]
+    pub(crate) triggers: Option<Triggers>,
     /// The pipelines that must have succeeded before this one runs, if its host runs several.
     #[serde(default)]
     pub(crate) after: Vec<String>,

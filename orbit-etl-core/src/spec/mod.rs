@@ -73,7 +73,7 @@
 //! * **Inputs.** In a chain each node reads the one before it. Elsewhere `inputs` names nodes, or one
 //!   stream of a node (`cdc.orders`).
 //! * **Settings**: `checkpoint`, `on_error`, `delivery` (of a sink too), `again`, `restart`, `parallelism`,
-//!   `batch_rows`, `memory`, `edge_bytes`, `idle_after`, `spill_in`, `schedule`, `after`. Times are written
+//!   `batch_rows`, `memory`, `edge_bytes`, `idle_after`, `spill_in`, `schedule`, `triggers`, `after`. Times are written
 //!   `10s` ([`Period`]), sizes `64MiB` ([`ByteSize`]), schedules as cron expressions ([`Cron`]).
 //! * **Observers**: `alerts` and `lineage`, if the registry has them.
 //! * **State** of a pipeline lies in the directory of its name below `checkpoint.path`, so that specs can
@@ -113,6 +113,7 @@ mod schema;
 mod secrets;
 mod toml;
 mod tree;
+mod triggers;
 mod units;
 mod variables;
 mod yaml;
@@ -126,6 +127,7 @@ pub use env::{from_env, from_variables};
 pub use load::{Loader, Syntax};
 pub use problem::{Problem, SpecError};
 pub use schema::{PathText, Secret, json_schema};
+pub use triggers::{NewFiles, OnCall, Triggers};
 pub use units::{ByteSize, Period, UnitError, bytes};
 
 pub(crate) use de::Fault;
@@ -189,6 +191,11 @@ impl Spec {
         self.document.settings.as_ref()?.schedule.as_ref()
     }
 
+    /// What else lets the pipeline run by itself.
+    pub fn triggers(&self) -> Option<&Triggers> {
+        self.document.settings.as_ref()?.triggers.as_ref()
+    }
+
     /// The pipelines that must have succeeded before.
     pub fn after(&self) -> &[String] {
         self.document.settings.as_ref().map(|s| s.after.as_slice()).unwrap_or_default()
@@ -219,6 +226,23 @@ impl Spec {
         into: impl Sink,
     ) -> Result<Option<Pipeline>, SpecError> {
         build::read_dead_letters(self, registry, into)
+    }
+
+    /// Sends the dead letters of a node that were tried `attempt` times through the rest of the pipeline
+    /// again; see [`Pipeline::resend`]. `None` if the pipeline keeps no dead letters.
+    ///
+    /// # Errors
+    /// The mistakes of the spec, and those of [`Pipeline::resend`].
+    pub async fn resend_dead_letters(
+        &self,
+        registry: &Registry,
+        node: &str,
+        attempt: i32,
+    ) -> Result<Option<Pipeline>, SpecError> {
+        let pipeline = self.build(registry)?;
+        let Some(letters) = build::letters(self, registry)? else { return Ok(None) };
+        let resent = pipeline.resend(letters, node, attempt).await;
+        resent.map(Some).map_err(|error| self.locate(&error))
     }
 
     /// Finds the place in the spec that an error of [`Pipeline::explain`] or a run is about.

@@ -49,6 +49,13 @@ impl Input {
         Ok(input)
     }
 
+    /// Text that is here already.
+    pub(crate) fn of(text: Bytes, name: &str) -> Self {
+        let left = text.len() as u64;
+        let body = futures::stream::iter([Ok(text)]).boxed();
+        Self { raw: Raw::Whole { body, skip: 0, left }, inflate: None, name: name.to_owned() }
+    }
+
     /// Appends the next chunk; `false` at the end.
     pub(crate) async fn fill(&mut self, into: &mut Vec<u8>) -> Result<bool> {
         let Some(inflate) = &mut self.inflate else { return self.raw.fill(into, &self.name).await };

@@ -1,6 +1,7 @@
 //! Reading files: the configuration, and how it becomes streams, splits and readers.
 
 mod adapt;
+mod again;
 mod avro;
 mod chunks;
 mod column;
@@ -34,8 +35,8 @@ use datafusion_expr::Expr;
 use futures::stream::BoxStream;
 use orbit_etl_core::spec::{ByteSize, PathText, Secret, bytes};
 use orbit_etl_core::{
-    Connector, ConnectorInfo, Context, Error, FilterPushdown, Health, Position, Pushdown, Replay, Result,
-    ScanRequest, Source, SourceEvent, Split, SplitChange, StreamInfo,
+    Connector, ConnectorInfo, Context, Error, FilterPushdown, Health, Position, Pushdown, Reject, Replay,
+    Result, ScanRequest, Source, SourceEvent, Split, SplitChange, StreamInfo,
 };
 use schemars::JsonSchema;
 use secrecy::SecretString;
@@ -251,7 +252,7 @@ impl FilesSource {
         self
     }
 
-    /// Reads these columns instead of finding out. In a configuration: `columns: {id: int64, at:
+    /// Reads these columns instead of finding out. In a configuration: `schema: {id: int64, at:
     /// "timestamp(us, UTC)"}`. Without a CSV header they stand for the fields in order.
     #[must_use]
     pub fn schema(mut self, schema: SchemaRef) -> Self {
@@ -479,6 +480,11 @@ impl Source for FilesSource {
     ) -> Result<BoxStream<'static, Result<SourceEvent>>> {
         let resolved = self.resolved(cx).await?;
         open::open(self, cx, &resolved, split, after, scan.first()).await
+    }
+
+    async fn decode(&self, cx: &Context, records: Vec<Reject>) -> Result<Vec<SourceEvent>> {
+        let resolved = self.resolved(cx).await?;
+        again::decode(self, cx, &resolved, records).await
     }
 }
 

@@ -192,14 +192,14 @@ pub(super) async fn close(plan: &Plan, sessions: Sessions) {
 }
 
 impl Definition {
-    pub(super) async fn connect(&self, cx: &Context) -> Result<()> {
+    pub(in crate::pipeline) async fn connect(&self, cx: &Context) -> Result<()> {
         for (name, connector) in self.connectors() {
             connector.connect(&cx.for_node(name)).await.with("node", name)?;
         }
         Ok(())
     }
 
-    pub(super) async fn disconnect(&self, cx: &Context) {
+    pub(in crate::pipeline) async fn disconnect(&self, cx: &Context) {
         for (name, connector) in self.connectors() {
             if let Err(error) = connector.disconnect(&cx.for_node(name)).await {
                 tracing::warn!(node = %name, error = %error.report(), "the connector did not let go well");

@@ -25,6 +25,8 @@ pub(crate) struct Letters {
     pub(crate) queues: [mpsc::UnboundedReceiver<Rejected>; 2],
     pub(crate) close: mpsc::Receiver<Close>,
     pub(crate) epoch: Epoch,
+    /// How often the rows of this run have been tried, this time included.
+    pub(crate) attempt: i32,
 }
 
 impl Letters {
@@ -39,7 +41,7 @@ impl Letters {
                     if received == 0 {
                         return Ok(());
                     }
-                    rows += write(&mut self.writer, &mut waiting).await?;
+                    rows += write(&mut self.writer, &mut waiting, self.attempt).await?;
                 }
                 close = self.close.recv() => {
                     let Some(Close { epoch, also, done }) = close else { return Ok(()) };
@@ -47,16 +49,16 @@ impl Letters {
                     while let Ok(rejected) = queue.try_recv() {
                         waiting.push(rejected);
                         if waiting.len() == BATCH {
-                            rows += write(&mut self.writer, &mut waiting).await?;
+                            rows += write(&mut self.writer, &mut waiting, self.attempt).await?;
                         }
                     }
                     for rejected in also {
                         waiting.push(rejected);
                         if waiting.len() == BATCH {
-                            rows += write(&mut self.writer, &mut waiting).await?;
+                            rows += write(&mut self.writer, &mut waiting, self.attempt).await?;
                         }
                     }
-                    rows += write(&mut self.writer, &mut waiting).await?;
+                    rows += write(&mut self.writer, &mut waiting, self.attempt).await?;
                     failpoint("before_letters");
                     let prepared = self.writer.prepare(epoch).await?;
                     failpoint("after_letters");
@@ -69,11 +71,11 @@ impl Letters {
 }
 
 /// Writes what waits and gives its credit back.
-async fn write(writer: &mut Box<dyn SinkWriter>, waiting: &mut Vec<Rejected>) -> Result<u64> {
+async fn write(writer: &mut Box<dyn SinkWriter>, waiting: &mut Vec<Rejected>, attempt: i32) -> Result<u64> {
     if waiting.is_empty() {
         return Ok(0);
     }
-    let batch = Rejected::to_batch(waiting)?;
+    let batch = Rejected::to_batch(waiting, attempt)?;
     let rows = waiting.len() as u64;
     writer.write(StreamId(0), batch).await?;
     waiting.clear();

@@ -189,12 +189,12 @@ async fn claim_sinks(
         }
         let lineage = Lineage {
             id: claim.state().lineage.clone(),
-            sink: plan.nodes[*i].name.clone(),
+            sink: plan.name_in_target(*i),
             generation,
             claim: claim.number(),
             run: cx.run_id().to_owned(),
         };
-        if let Some(known) = session.claim(&lineage).await.with("node", &lineage.sink)? {
+        if let Some(known) = session.claim(&lineage).await.with("node", &plan.nodes[*i].name)? {
             committed.insert(*i, known);
         }
     }

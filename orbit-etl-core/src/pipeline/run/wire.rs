@@ -268,7 +268,8 @@ impl Wiring<'_> {
         let name = &self.plan.nodes[node].name;
         let writer = session.writer(LaneId(0)).await.with("node", name)?;
         let (close, requests) = mpsc::channel(1);
-        let task = Letters { writer, queues, close: requests, epoch: self.first_epoch };
+        let attempt = self.plan.resend.as_ref().map_or(1, |resend| resend.attempt);
+        let task = Letters { writer, queues, close: requests, epoch: self.first_epoch, attempt };
         tasks.spawn_for(name, task.run());
         Ok((letters, Some(close)))
     }
