@@ -184,7 +184,7 @@ impl Pipeline {
         let definition = &self.definition;
         let mark = format!("-replay-{node}-{attempt}");
         let checkpoints = definition.settings.checkpoints.beside(&definition.name, node, attempt)?;
-        let cx = definition.context(CancellationToken::new())?;
+        let cx = definition.context(CancellationToken::new(), &Retries::default())?;
         let planned = match definition.connect(&cx).await {
             Ok(()) => Plan::new(&definition.graph, &definition.plan_options(), &cx).await,
             Err(error) => Err(error),
@@ -217,7 +217,7 @@ impl Pipeline {
     /// [`Unsupported`](crate::ErrorKind::Unsupported): a source has no end. Otherwise those of the listing.
     pub async fn has_news(&self) -> Result<bool> {
         let Some(head) = self.state().await? else { return Ok(true) };
-        let cx = self.definition.context(CancellationToken::new())?;
+        let cx = self.definition.context(CancellationToken::new(), &Retries::default())?;
         let looked = match self.definition.connect(&cx).await {
             Ok(()) => news::look(&self.definition.graph, &head.state, &cx).await,
             Err(error) => Err(error),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::fault::{LetterSource, Reading};
-use crate::pipeline::graph::{Graph, Kind, Node, split_reference};
+use crate::pipeline::graph::{Graph, Kind, Node, NodeOptions, split_reference};
 use crate::pipeline::plan::{Plan, Role};
 use crate::sink::Publication;
 use crate::source::Source;
@@ -62,7 +62,9 @@ pub(crate) fn nodes(
         nodes.push(other.clone());
     }
     let source = LetterSource::new(letters, node, attempt, streams, reading);
-    nodes.insert(0, Node { name, kind: Kind::Source(Arc::new(source)), inputs: Vec::new(), delivery: None });
+    let source = Kind::Source(Arc::new(source));
+    let options = NodeOptions::default();
+    nodes.insert(0, Node { name, kind: source, inputs: Vec::new(), delivery: None, options });
     Ok(nodes)
 }
 

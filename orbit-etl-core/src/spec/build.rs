@@ -65,8 +65,14 @@ pub(crate) fn read_dead_letters(
 ) -> Result<Option<Pipeline>, SpecError> {
     let Some(source) = letters(spec, registry)? else { return Ok(None) };
     let built = Pipeline::builder(spec.name().unwrap_or_default())
-        .node("letters".into(), Kind::Source(source), Vec::new(), None)
-        .node("reader".into(), Kind::Sink(Arc::new(into)), vec!["letters".into()], None)
+        .node("letters".into(), Kind::Source(source), Vec::new(), None, NodeOptions::default())
+        .node(
+            "reader".into(),
+            Kind::Sink(Arc::new(into)),
+            vec!["letters".into()],
+            None,
+            NodeOptions::default(),
+        )
         .checkpoint_in_memory()
         .parallelism(1)
         .build();
