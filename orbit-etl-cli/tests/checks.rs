@@ -141,7 +141,8 @@ fn a_new_spec_is_right_but_for_what_is_to_be_filled_in() {
     desk.orbit(&["validate", "new.yaml"]).coded(0);
     // Nothing of the user's is overwritten.
     desk.orbit(&["init", "new.yaml"]).coded(1);
-    let text = desk.orbit(&["init", "--sink", "iceberg"]).coded(0);
+    let done = desk.orbit(&["init", "--sink", "iceberg"]);
+    let text = done.coded(0);
     assert!(
         text.contains("  catalog: {type: rest, uri: <uri>}") && text.contains("  table: <table>"),
         "{text}"
