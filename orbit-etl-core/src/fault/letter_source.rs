@@ -43,6 +43,7 @@ pub(crate) enum Reading {
 struct Wanted {
     node: String,
     attempt: i32,
+    /// Those of the rows.
     streams: Vec<StreamInfo>,
 }
 
@@ -54,7 +55,6 @@ impl LetterSource {
         streams: Vec<StreamInfo>,
         reading: Reading,
     ) -> Self {
-        let streams = streams.into_iter().map(|stream| stream.with_bounded(true)).collect();
         Self { letters, wanted: Wanted { node: node.to_owned(), attempt, streams }, reading }
     }
 
@@ -255,7 +255,11 @@ impl Connector for LetterSource {
 impl Source for LetterSource {
     async fn streams(&self, cx: &Context) -> Result<Vec<StreamInfo>> {
         self.letters.streams(cx).await?;
-        Ok(self.wanted.streams.clone())
+        let streams = match &self.reading {
+            Reading::Records(source) => source.streams(cx).await?,
+            Reading::Rows => self.wanted.streams.clone(),
+        };
+        Ok(streams.into_iter().map(|stream| stream.with_bounded(true)).collect())
     }
 
     fn replay(&self) -> Replay {
