@@ -1,6 +1,6 @@
 //! `generate`: made-up rows into files.
 
-use orbit_etl::spec::{Loader, Syntax};
+use orbit_etl::spec::{Loader, SpecError, Syntax};
 use serde_json::json;
 
 use crate::args::GenerateArgs;
@@ -30,9 +30,23 @@ pub(crate) async fn generate(args: GenerateArgs) -> Result<(), Failure> {
         let about = if about.starts_with('{') { about.to_owned() } else { format!("{{type: {about}}}") };
         loader = loader.set(format!("source.columns.{name}"), about);
     }
-    let spec = loader.parse(&spec.to_string(), Syntax::Json)?;
-    let pipeline = spec.build(&load::registry())?;
+    let spec = loader.parse(&spec.to_string(), Syntax::Json).map_err(|e| mistakes(&e))?;
+    let pipeline = spec.build(&load::registry()).map_err(|e| mistakes(&e))?;
     let one = Loaded { spec, pipeline };
     let report = one.pipeline.run().await.map_err(|e| Failure::of(&one, &e))?;
     out::print(&format!("{}: {} rows\n", args.path.display(), report.rows_written()))
+}
+
+/// The mistakes at the options of the command: nobody has written the spec.
+fn mistakes(error: &SpecError) -> Failure {
+    let lines = error.problems().iter().map(|problem| {
+        let place = match problem.key().split_once("columns.") {
+            Some((_, column)) => format!("--column {column}"),
+            None if problem.key() == "sink.format" => "--format".to_owned(),
+            None => problem.key().to_owned(),
+        };
+        let remedy = problem.remedy().map(|remedy| format!("; {remedy}")).unwrap_or_default();
+        format!("{place}: {}{remedy}", problem.message())
+    });
+    Failure::mistake(lines.collect::<Vec<_>>().join("\n"))
 }

@@ -24,7 +24,7 @@ pub(crate) fn markdown(schema: &Value) -> String {
         let _ = writeln!(text, "\n## {title}");
         for (name, definition) in all() {
             if let Some(tag) = name.strip_prefix(role).and_then(|rest| rest.strip_prefix('.')) {
-                let _ = writeln!(text, "\n### {} `{tag}`\n", role);
+                let _ = writeln!(text, "\n### {role} `{tag}`\n");
                 describe(&mut text, definition);
                 table(&mut text, definition);
             }
@@ -77,10 +77,9 @@ fn choices(text: &mut String, definition: &Value) {
         let words = words.chain(choice["enum"].as_array().into_iter().flatten().filter_map(Value::as_str));
         for word in words {
             any = true;
-            match choice["description"].as_str().filter(|_| choice != definition) {
-                Some(about) => drop(writeln!(text, "- `{word}`: {}", one_line(about))),
-                None => drop(writeln!(text, "- `{word}`")),
-            }
+            let about = choice["description"].as_str().filter(|_| choice != definition);
+            let about = about.map(|about| format!(": {}", one_line(about))).unwrap_or_default();
+            let _ = writeln!(text, "- `{word}`{about}");
         }
     }
     if let Some(examples) = definition["examples"].as_array() {

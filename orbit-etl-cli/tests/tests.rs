@@ -121,5 +121,8 @@ fn made_up_rows_are_the_same_for_the_same_seed() {
     generate("a", "1").coded(1);
     let done = desk.orbit(&["generate", "d", "--column", "id=sequense"]);
     done.coded(2);
-    assert!(done.err.contains("sequence"), "{}", done.err);
+    assert!(done.err.starts_with("error: --column id.type: expected one of sequence, "), "{}", done.err);
+    let done = desk.orbit(&["generate", "d", "--column", "id=sequence", "--format", "xls"]);
+    done.coded(2);
+    assert!(done.err.starts_with("error: --format: expected one of csv, "), "{}", done.err);
 }

@@ -43,6 +43,7 @@ pub(crate) enum Reading {
 struct Wanted {
     node: String,
     attempt: i32,
+    /// Those of the rows.
     streams: Vec<StreamInfo>,
 }
 
@@ -54,7 +55,6 @@ impl LetterSource {
         streams: Vec<StreamInfo>,
         reading: Reading,
     ) -> Self {
-        let streams = streams.into_iter().map(|stream| stream.with_bounded(true)).collect();
         Self { letters, wanted: Wanted { node: node.to_owned(), attempt, streams }, reading }
     }
 
@@ -110,13 +110,13 @@ impl Wanted {
             array.is_valid(i).then(|| array.value(i).to_owned())
         };
         let mut found = Vec::new();
-        for i in 0..batch.num_rows() {
+        for (i, payload) in payloads.iter().enumerate() {
             let mine = text(&nodes, i).is_some_and(|node| node == self.node)
                 && attempts.as_primitive::<Int32Type>().value(i) == self.attempt;
             if !mine {
                 continue;
             }
-            let payload = match &payloads[i] {
+            let payload = match payload {
                 Some(bytes) => match rows_of(bytes) {
                     Some(rows) => Payload::Rows(rows),
                     None => Payload::Raw(Bytes::copy_from_slice(bytes)),
@@ -255,7 +255,11 @@ impl Connector for LetterSource {
 impl Source for LetterSource {
     async fn streams(&self, cx: &Context) -> Result<Vec<StreamInfo>> {
         self.letters.streams(cx).await?;
-        Ok(self.wanted.streams.clone())
+        let streams = match &self.reading {
+            Reading::Records(source) => source.streams(cx).await?,
+            Reading::Rows => self.wanted.streams.clone(),
+        };
+        Ok(streams.into_iter().map(|stream| stream.with_bounded(true)).collect())
     }
 
     fn replay(&self) -> Replay {

@@ -23,9 +23,7 @@ pub(crate) fn nodes(
     };
     let begin = &graph.nodes[at];
     let (name, streams, reading) = match &begin.kind {
-        Kind::Source(source) => {
-            (begin.name.clone(), plan.nodes[at].outputs.clone(), Reading::Records(Arc::clone(source)))
-        }
+        Kind::Source(source) => (begin.name.clone(), Vec::new(), Reading::Records(Arc::clone(source))),
         Kind::Transform(_) | Kind::Sink(_) => {
             let names: BTreeSet<&str> = begin.inputs.iter().map(|input| split_reference(input).0).collect();
             let mut streams = plan.nodes[at].streams();
