@@ -83,7 +83,13 @@ impl Fit {
     pub(crate) fn new(contract: SchemaContract, known: Option<&Schema>, now: &SchemaRef) -> Result<Self> {
         let Some(known) = known else {
             let takes = (0..now.fields().len()).map(Take::As).collect();
-            return Ok(Self { contract, schema: Arc::clone(now), takes, must_be_null: Vec::new(), same: true });
+            return Ok(Self {
+                contract,
+                schema: Arc::clone(now),
+                takes,
+                must_be_null: Vec::new(),
+                same: true,
+            });
         };
         let (mut fields, mut takes, mut must_be_null) = (Vec::new(), Vec::new(), Vec::new());
         for had in known.fields() {
@@ -163,8 +169,8 @@ impl Fit {
         let loose: Vec<Field> =
             self.schema.fields().iter().map(|f| f.as_ref().clone().with_nullable(true)).collect();
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
-        let mut made =
-            RecordBatch::try_new_with_options(Arc::new(Schema::new(loose)), columns, &options).map_err(failed)?;
+        let mut made = RecordBatch::try_new_with_options(Arc::new(Schema::new(loose)), columns, &options)
+            .map_err(failed)?;
         if out > 0 {
             made = filter_record_batch(&made, &BooleanArray::from(stay)).map_err(failed)?;
         }
@@ -178,7 +184,8 @@ impl Fit {
     fn same_values(&self, column: &ArrayRef, field: &Field, stay: &mut [bool]) -> Result<ArrayRef> {
         let to = field.data_type();
         let plain = !to.is_nested() && !column.data_type().is_nested();
-        let comes_back = plain && can_cast_types(column.data_type(), to) && can_cast_types(to, column.data_type());
+        let comes_back =
+            plain && can_cast_types(column.data_type(), to) && can_cast_types(to, column.data_type());
         let (there, lost) = if comes_back {
             let there = cast(column, to, true).with("column", field.name())?;
             let back = cast(&there, column.data_type(), true).with("column", field.name())?;
@@ -208,9 +215,7 @@ fn cast(column: &ArrayRef, to: &DataType, safe: bool) -> Result<ArrayRef> {
     let options = CastOptions { safe, ..CastOptions::default() };
     // The message of the cause may hold a value.
     cast_with_options(column, to, &options).map_err(|_| {
-        Error::data("a value doesn't fit the sink's type")
-            .with("from", column.data_type())
-            .with("to", to)
+        Error::data("a value doesn't fit the sink's type").with("from", column.data_type()).with("to", to)
     })
 }
 
@@ -286,7 +291,10 @@ fn widens(from: &DataType, to: &DataType) -> bool {
         (Utf8 | LargeUtf8 | Utf8View, Utf8 | LargeUtf8 | Utf8View) => true,
         (Binary | LargeBinary | BinaryView, Binary | LargeBinary | BinaryView) => true,
         // In nanoseconds far days don't fit.
-        (Date32, Date64 | Timestamp(TimeUnit::Second | TimeUnit::Millisecond | TimeUnit::Microsecond, None)) => true,
+        (
+            Date32,
+            Date64 | Timestamp(TimeUnit::Second | TimeUnit::Millisecond | TimeUnit::Microsecond, None),
+        ) => true,
         (Timestamp(unit, zone), Timestamp(to, to_zone)) => {
             let fine = |unit: &TimeUnit| match unit {
                 TimeUnit::Second => 0,
@@ -385,7 +393,10 @@ mod tests {
         ] {
             let (made, discarded) = fit(columns).unwrap().apply(&rows).unwrap();
             let found: Vec<_> = made.schema().fields().iter().map(|f| f.name().clone()).collect();
-            assert_eq!((found, made.num_rows(), discarded), (names.iter().map(|n| n.to_string()).collect(), left, out));
+            assert_eq!(
+                (found, made.num_rows(), discarded),
+                (names.iter().map(|n| n.to_string()).collect(), left, out)
+            );
             assert_eq!(made.column(1).null_count(), left, "{columns:?}");
         }
         let must = schema(&[("gone", DataType::Utf8, false)]);
@@ -456,7 +467,9 @@ mod tests {
 
     #[test]
     fn only_what_loses_nothing_is_a_widening() {
-        use DataType::{Date32, Decimal128, Float32, Float64, Int8, Int32, Int64, Timestamp, UInt32, UInt64, Utf8};
+        use DataType::{
+            Date32, Decimal128, Float32, Float64, Int8, Int32, Int64, Timestamp, UInt32, UInt64, Utf8,
+        };
         let micros = Timestamp(TimeUnit::Microsecond, None);
         let nanos = Timestamp(TimeUnit::Nanosecond, None);
         for (from, to, wide) in [

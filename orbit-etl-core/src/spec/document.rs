@@ -587,7 +587,10 @@ fn read_guards(config: &mut Node, key: &str, problems: &mut Vec<Problem>) -> Gua
 
 /// A sink that only helps others isn't helped itself.
 fn refuse_guards(node: &NodeSpec, problems: &mut Vec<Problem>) {
-    let own = node.fallback.is_some() || node.schema_contract.is_some() || node.max_rejects.is_some() || node.delivery.is_some();
+    let own = node.fallback.is_some()
+        || node.schema_contract.is_some()
+        || node.max_rejects.is_some()
+        || node.delivery.is_some();
     if own || !node.guards.is_empty() {
         problems.push(
             Problem::new(&node.place, &node.key, "this sink takes neither guards nor a delivery of its own")

@@ -139,7 +139,8 @@ impl Writer {
         counts.rejected += refused;
         let left_out = std::mem::take(&mut self.left_out);
         counts.filtered += left_out;
-        counts.rows_out = counts.rows_out.saturating_sub(refused + left_out + std::mem::take(&mut self.fell_back));
+        counts.rows_out =
+            counts.rows_out.saturating_sub(refused + left_out + std::mem::take(&mut self.fell_back));
         for reject in std::mem::take(&mut prepared.rejects) {
             counts.rejected += reject.rows;
             counts.rows_out = counts.rows_out.saturating_sub(reject.rows);
