@@ -28,7 +28,7 @@ impl Guarantee {
 /// Derives every sink's guarantee, and refuses the plan if one is weaker than demanded.
 pub(crate) fn settle(plan: &mut Plan, graph: &Graph, options: &PlanOptions) -> Result<()> {
     for i in 0..plan.nodes.len() {
-        let Some(derived) = derive_both(plan, i, options) else { continue };
+        let Some(derived) = derive(plan, i, options) else { continue };
         let name = plan.nodes[i].name.clone();
         let own = graph.index_of(&name).and_then(|n| graph.nodes[n].delivery);
         if let Some(demanded) = own.or(options.delivery)
@@ -49,14 +49,17 @@ pub(crate) fn settle(plan: &mut Plan, graph: &Graph, options: &PlanOptions) -> R
 }
 
 /// With its fallback, a sink is promised what holds for both together: each row is in one of them.
-fn derive_both(plan: &Plan, node: usize, options: &PlanOptions) -> Option<Guarantee> {
-    let alone = derive(plan, node, options)?;
-    let Some(fallback) = plan.fallback_of(node) else { return Some(alone) };
-    let other = derive(plan, fallback, options)?;
+fn with_fallback(
+    plan: &Plan,
+    sink: usize,
+    fallback: usize,
+    alone: Guarantee,
+    other: &Guarantee,
+) -> Guarantee {
     let name = &plan.nodes[fallback].name;
     let shown = |node: usize| matches!(plan.nodes[node].role, Role::Sink { mode: CommitMode::Immediate, .. });
     let delivery = alone.delivery.min(other.delivery);
-    Some(if shown(node) || shown(fallback) {
+    if shown(sink) || shown(fallback) {
         let reason = format!(
             "{}; what it can't take goes to {name}, and a row that was written before a crash may go to the \
              other one after it",
@@ -69,13 +72,19 @@ fn derive_both(plan: &Plan, node: usize, options: &PlanOptions) -> Option<Guaran
             alone.reason
         );
         Guarantee { delivery, reason }
-    })
+    }
 }
 
 fn derive(plan: &Plan, node: usize, options: &PlanOptions) -> Option<Guarantee> {
     let Role::Sink { sink, mode, dead_letters, stands_in, .. } = &plan.nodes[node].role else { return None };
     let reads = stands_in.unwrap_or(node);
-    let promised = by_sink(plan, node, sink.idempotent(), *mode, options);
+    let mut promised = by_sink(plan, node, sink.idempotent(), *mode, options);
+    if let Some(fallback) = plan.fallback_of(node)
+        && let Role::Sink { sink, mode, .. } = &plan.nodes[fallback].role
+    {
+        let other = by_sink(plan, fallback, sink.idempotent(), *mode, options);
+        promised = with_fallback(plan, node, fallback, promised, &other);
+    }
     let sources: Vec<usize> =
         if *dead_letters { plan.sources().map(|(i, _)| i).collect() } else { plan.origins(reads) };
     let (gone, again): (Vec<usize>, Vec<usize>) = sources

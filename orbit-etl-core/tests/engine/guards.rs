@@ -334,7 +334,11 @@ async fn an_open_circuit_spares_the_target_and_a_fallback_takes_the_rows_once() 
                 .restart(Restart { max: 10, ..Restart::default() })
                 .sink("out", sink.clone())
                 .retry(Retry { max: 1, ..Retry::default() })
-                .circuit_breaker(CircuitBreaker { min_calls: 2, ..CircuitBreaker::default() })
+                .circuit_breaker(CircuitBreaker {
+                    min_calls: 2,
+                    open_for: Duration::from_secs(25),
+                    ..CircuitBreaker::default()
+                })
                 .fallback(MemorySink::new(&other))
                 .build()
                 .unwrap();
