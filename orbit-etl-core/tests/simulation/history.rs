@@ -80,7 +80,7 @@ pub(crate) fn run(seed: u64, bug: Option<SinkBug>, traced: bool) -> Verdict {
     #[cfg(feature = "planted-bugs")]
     orbit_etl_core::planted::hurry(Some(seed));
     let mut random = Random::new(seed);
-    let shape = Shape::draw(&mut random);
+    let shape = Shape::draw(&mut random, seed);
     let rate = *random.pick(&[25, 60, 150, 400]);
     let world = World::new(random, rate, traced);
     world.note(|| format!("{shape:#?}"));

@@ -28,9 +28,9 @@ fn bugs_of_the_engine_are_found() {
         (Bug::RejectsNotInEpoch, 0),
         (Bug::CommitRejectsDropped, 16),
         (Bug::BarrierAheadOfRows, 3),
-        (Bug::TakenRowsRepeated, 0),
-        (Bug::UnknownWriteRepeated, 0),
-        (Bug::ReadOnInsideUnit, 0),
+        (Bug::TakenRowsRepeated, 4),
+        (Bug::UnknownWriteRepeated, 4),
+        (Bug::ReadOnInsideUnit, 4),
     ];
     expect_found(&bugs, |bug, seed| {
         plant(Some(bug));

@@ -107,12 +107,12 @@ pub(crate) fn write_refuses(id: i64) -> bool {
 }
 
 impl Shape {
-    pub(crate) fn draw(r: &mut Random) -> Self {
+    /// Seeds that end in 4, 8 or 9 have guards; drawn aside, so that all others stay the histories that are
+    /// known to find a bug.
+    pub(crate) fn draw(r: &mut Random, seed: u64) -> Self {
         let mut shape = Self::draw_plain(r);
-        // Guards are drawn aside, so that the histories without them stay what they are.
-        let mut aside = r.clone();
-        if aside.one_in(3) {
-            shape.draw_guards(&mut aside);
+        if matches!(seed % 10, 4 | 8 | 9) {
+            shape.draw_guards(&mut r.clone());
         }
         shape
     }
