@@ -120,7 +120,8 @@ impl OpenLineage {
         Self { url: None, token: None, file: None, namespace: default_namespace(), every: default_every() }
     }
 
-    fn destination(&self) -> Result<Destination> {
+    /// Without a client, which takes its time to read the system's certificates.
+    fn place(&self) -> Result<Place<'_>> {
         match (&self.url, &self.file) {
             (Some(url), None) => {
                 let fits = reqwest::Url::parse(url).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
@@ -136,32 +137,46 @@ impl OpenLineage {
                     value.set_sensitive(true);
                     headers.insert(AUTHORIZATION, value);
                 }
-                Ok(Destination::Http { client: http::client()?, url: url.clone(), headers })
+                Ok(Place::Url(url, headers))
             }
-            (None, Some(file)) => Ok(Destination::File(file.clone())),
+            (None, Some(file)) => Ok(Place::File(file)),
             (Some(_), Some(_)) => Err(Error::config("events go to one place")
                 .with("option", "file")
                 .remedy("leave one of `url` and `file` out")),
             (None, None) => Err(Error::config("nothing says where events go").remedy("give `url` or `file`")),
         }
     }
+
+    fn destination(&self) -> Result<Destination> {
+        Ok(match self.place()? {
+            Place::Url(url, headers) => {
+                Destination::Http { client: http::client()?, url: url.to_owned(), headers }
+            }
+            Place::File(file) => Destination::File(file.to_owned()),
+        })
+    }
 }
 
 impl Observer for OpenLineage {
     fn validate(&self) -> Result<()> {
-        self.destination().map(drop)
+        self.place().map(drop)
     }
 
     fn watch(&self, run: RunView) -> BoxFuture<'static, ()> {
-        let (destination, namespace, every) = (self.destination(), self.namespace.clone(), self.every.0);
+        let lineage = self.clone();
         async move {
-            match destination {
-                Ok(destination) => tell(run, destination, &namespace, every).await,
+            match lineage.destination() {
+                Ok(destination) => tell(run, destination, &lineage.namespace, lineage.every.0).await,
                 Err(error) => tracing::warn!(error = %error.report(), "no lineage is told"),
             }
         }
         .boxed()
     }
+}
+
+enum Place<'a> {
+    Url(&'a str, HeaderMap),
+    File(&'a str),
 }
 
 enum Destination {
