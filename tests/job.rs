@@ -136,7 +136,8 @@ impl Job {
             .on_error(on_error)
             .delivery(Delivery::ExactlyOnce)
             .parallelism(2)
-            .batch_rows(64)
+            // A merge takes so long that there are many epochs anyway.
+            .batch_rows(if self.delta == Some(DeltaMode::Merge) { 128 } else { 64 })
             .edge_bytes(4_096)
             .checkpoint(self.state(), Duration::from_millis(4))
             .build()

@@ -24,8 +24,10 @@ const EACH_EPOCH: [&str; 11] = [
     "before_acknowledge",
     "after_acknowledge",
 ];
-/// The first time, and one by which an epoch is committed.
-const TIMES: [u64; 2] = [1, 6];
+/// The first time, and one by which an epoch is prepared, if not committed.
+const TIMES: [u64; 2] = [1, 3];
+/// Those of the table's own commit, where each time counts.
+const COMMIT: [&str; 4] = ["before_commit", "delta_before_commit", "delta_after_commit", "after_commit"];
 
 /// Steps of a second load that takes the place of a first one.
 const OVERWRITING: [&str; 12] = [
@@ -71,7 +73,16 @@ async fn check_loaded(bench: &Bench, job: &Job) -> Result<(), String> {
 async fn die_everywhere(mode: Mode, partitioned: bool, rejects: bool) {
     let bench = Bench::new(partitioned, rejects);
     let once = ONCE.iter().chain(&["delta_after_create"]).map(|step| (*step, 1));
-    let steps = once.chain(EACH_EPOCH.iter().flat_map(|step| TIMES.map(|nth| (*step, nth))));
+    // At the other steps the modes don't differ: one dies early where the other dies late.
+    let turn = usize::from(mode == Mode::Merge);
+    let is_due = |at: usize, step: &str, time: usize| COMMIT.contains(&step) || (at + turn) % 2 == time;
+    let each_epoch = EACH_EPOCH.iter().enumerate().flat_map(|(at, step)| {
+        TIMES
+            .iter()
+            .enumerate()
+            .filter_map(move |(time, nth)| is_due(at, step, time).then_some((*step, *nth)))
+    });
+    let steps = once.chain(each_epoch);
     let mut failures = Vec::new();
     for (step, nth) in steps {
         let failpoint = format!("{step}:{nth}");

@@ -62,6 +62,16 @@ pub(crate) fn from_delta(error: &DeltaTableError, doing: &str, table: impl Displ
             return new(ErrorKind::Unsupported, "the table uses column mapping, which isn't supported here")
                 .with("feature", "columnMapping");
         }
+        Delta::KernelError(_) if text.contains(UNSUPPORTED) => {
+            let error = new(ErrorKind::Unsupported, "the table uses a feature that isn't supported here");
+            let error = match text.split('\'').nth(1) {
+                Some(feature) => error.with("features", feature),
+                None => error,
+            };
+            return error
+                .remedy("read it with the engine that owns it, or drop the feature from the table")
+                .caused_by(Cause(plain(&text)));
+        }
         Delta::SchemaMismatch { .. } => {
             return new(ErrorKind::Schema, "the rows don't fit the table's schema");
         }
@@ -196,6 +206,9 @@ fn chain(error: &(dyn StdError + 'static)) -> String {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Cause(String);
+
+/// How the library says what it can't do.
+const UNSUPPORTED: &str = "Unsupported: ";
 
 const STATUS: &str = "status code: ";
 

@@ -34,6 +34,7 @@
 
 mod error;
 mod maintain;
+mod pending;
 mod sink;
 mod source;
 mod table;

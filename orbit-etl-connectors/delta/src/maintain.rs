@@ -1,15 +1,16 @@
 //! What keeps a table fast and small.
 
 use std::num::NonZeroU64;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use chrono::TimeDelta;
 use deltalake::operations::optimize::OptimizeType;
 use deltalake::operations::vacuum::VacuumMode;
-use orbit_etl_core::{Error, Result};
+use orbit_etl_core::{Error, ErrorKind, Result};
 use secrecy::SecretString;
 
 use crate::error::from_delta;
+use crate::pending;
 use crate::table::{At, Place, Storage};
 
 /// Looks after a Delta table: compacts its files, sorts them, removes those that no version needs.
@@ -99,11 +100,14 @@ impl DeltaMaintenance {
     /// Removes the files that were replaced or deleted longer ago than this, and says how many. Versions
     /// that old can't be read any more.
     ///
-    /// Files that no version has ever named stay: a pipeline may be about to commit them.
+    /// Files that no version has ever named stay: a pipeline may be about to commit them. If one of
+    /// Orbit's pipelines has waited with that for longer than `retention`, this is refused, since another
+    /// tool's vacuum with such a retention would remove its rows.
     ///
     /// # Errors
     /// `NotFound` without a table. `Config` if `retention` is shorter than the table's property
-    /// `delta.deletedFileRetentionDuration` (a week by default) allows: somebody may be reading.
+    /// `delta.deletedFileRetentionDuration` (a week by default) allows: somebody may be reading. `Conflict`
+    /// if it is shorter than the oldest epoch that waits to be committed is old.
     pub async fn vacuum(&self, retention: Duration) -> Result<usize> {
         let place = Place::parse(&self.path, &self.storage)?;
         let table = place.load(At::Newest).await?;
@@ -114,6 +118,18 @@ impl DeltaMaintenance {
                 .with("table", &place)
                 .with("seconds", least.as_secs())
                 .remedy("keep files longer, or set delta.deletedFileRetentionDuration"));
+        }
+        let until = SystemTime::now().checked_sub(retention).unwrap_or(SystemTime::UNIX_EPOCH);
+        if let Some((file, since)) = pending::oldest(&place, &table, until).await? {
+            let message = "an epoch is pending that is older than the retention";
+            return Err(Error::new(ErrorKind::Conflict, message)
+                .retryable(false)
+                .with("table", &place)
+                .with("file", file)
+                .with("since", since.to_rfc3339())
+                .remedy(
+                    "run the pipeline, which commits it, or keep files longer; if the pipeline is no more, remove the file",
+                ));
         }
         let retention = TimeDelta::from_std(retention)
             .map_err(|e| Error::config("the retention is too long").caused_by(e))?;

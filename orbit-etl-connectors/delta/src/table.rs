@@ -12,7 +12,7 @@ use object_store::ObjectStore;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
 use orbit_etl_core::checkpoint::DurableLocal;
-use orbit_etl_core::{Error, Result};
+use orbit_etl_core::{Error, ErrorKind, Result};
 use secrecy::SecretString;
 use url::Url;
 
@@ -133,7 +133,7 @@ impl Place {
     pub(crate) async fn try_load(&self) -> Result<Option<DeltaTable>> {
         match self.load(At::Newest).await {
             Ok(table) => Ok(Some(table)),
-            Err(error) if error.kind() == orbit_etl_core::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -143,6 +143,10 @@ impl Place {
     async fn tell_missing_version(&self, at: At, error: &deltalake::DeltaTableError) -> Error {
         let told = from_delta(error, "open the table", &self.display);
         let At::Version(version) = at else { return told };
+        // What the server refused or didn't answer says nothing of versions.
+        if !matches!(told.kind(), ErrorKind::NotFound | ErrorKind::Data) {
+            return told;
+        }
         let mut newest = DeltaTable::new(self.log_store.clone());
         if newest.load().await.is_err() {
             return told;

@@ -4,6 +4,8 @@
 
 mod conformance;
 mod maintain;
+#[cfg(feature = "s3")]
+mod outage;
 mod readers;
 mod sink;
 mod source;

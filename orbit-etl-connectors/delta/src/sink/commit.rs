@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::head::Head;
 use super::plan::widen;
 use super::shape::Shape;
-use super::staged::Staged;
+use super::staged::{INFO, Staged};
 use super::{Mode, SchemaMode};
 use crate::error::from_delta;
 use crate::table::{At, Place};
@@ -105,7 +105,7 @@ pub(crate) fn info(
     let text = |number: u64| Value::from(number.to_string());
     let mut info = HashMap::from([
         (
-            "orbit".to_owned(),
+            INFO.to_owned(),
             json!({
                 "lineage": lineage.id, "sink": lineage.sink, "run": lineage.run,
                 "claim": lineage.claim, "epoch": epoch,

@@ -11,7 +11,8 @@
 //!
 //! A commit is written as version *n + 1* if that doesn't exist, after these were read as of *n*: so an
 //! older run that wakes up late finds the newer claim, or loses the race for the version and finds it
-//! then. They carry no time, so no retention removes them.
+//! then. They carry no time, so no log cleanup removes them; a table that is to forget transactions after a
+//! time is refused before that.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -12,7 +12,7 @@ mod plan;
 mod reading;
 mod session;
 mod shape;
-mod staged;
+pub(crate) mod staged;
 mod stats;
 mod writer;
 
@@ -35,7 +35,7 @@ use serde::{Deserialize, Serialize};
 use self::create::NewTable;
 use self::plan::{StreamPlan, changed_columns};
 use self::session::DeltaSession;
-use self::shape::Shape;
+use self::shape::{Shape, TRANSACTION_RETENTION};
 use self::staged::{FOLDER, How, WAITING};
 use crate::table::{Place, Storage, redact};
 
@@ -357,6 +357,16 @@ impl DeltaSink {
             }
             None => self.new_table(input)?.shape()?,
         };
+        if let Some(kept) = shape.transaction_retention() {
+            let message = "the table may forget which epochs it has";
+            return Err(Error::config(message)
+                .with("table", &place)
+                .with("property", TRANSACTION_RETENTION)
+                .with("value", kept)
+                .remedy(
+                    "unset the property: a pipeline may go on after any time, and must find its epochs",
+                ));
+        }
         StreamPlan::new(&input.name, &input.schema, &shape, self.schema_mode, self.how(input))
             .map(drop)
             .map_err(|e| e.with("table", &place))

@@ -101,6 +101,7 @@ impl DeltaSession {
         let (mode, schema_mode) = (self.sink.mode, self.sink.schema_mode);
         let Claimed { lineage, ids, heads, swept, .. } = self.claimed()?;
         let Some(head) = heads.get_mut(stream) else { return Err(headless()) };
+        let mut found = false;
         for _ in 0..ATTEMPTS {
             if !is_new(head, lineage, epoch, place).await? {
                 return Ok(());
@@ -109,6 +110,11 @@ impl DeltaSession {
                 return Err(append_only(place));
             }
             check(&head.shape, place, files)?;
+            if !found {
+                let older = |file: &&Staged| claim_of(&file.path) != Some(lineage.claim);
+                find(place, files.iter().filter(older)).await?;
+                found = true;
+            }
             let actions = actions(head, place, files, mode, schema_mode).await?;
             let info = info(lineage, Some(epoch), &actions, files);
             let mut txns = vec![ids.epoch(epoch)];
@@ -147,6 +153,7 @@ impl DeltaSession {
                 return Err(append_only(place));
             }
             check(&head.shape, place, files)?;
+            find(place, files).await?;
             if let Some(columns) = wider(&head.shape, place, files, schema_mode)? {
                 // The operation knows the table's own columns only. Nobody has to find the epoch here:
                 // columns that are there already are not added again.
@@ -444,6 +451,26 @@ fn append_only(place: &Place) -> Error {
     Error::config("the table only takes appended rows")
         .with("table", place)
         .remedy("use `mode: append`, or unset the table's property delta.appendOnly")
+}
+
+/// Makes sure that staged files are still there: other tools may have cleaned up since.
+async fn find(place: &Place, files: impl IntoIterator<Item = &Staged>) -> Result<()> {
+    let store = place.store();
+    for file in files {
+        let path = Path::parse(&file.path)
+            .map_err(|e| Error::internal("a committable's path can't be read").caused_by(e))?;
+        match store.head(&path).await {
+            Ok(_) => {}
+            Err(object_store::Error::NotFound { .. }) => {
+                return Err(Error::not_found("a staged data file is gone")
+                    .with("table", place)
+                    .with("file", &file.path)
+                    .remedy("load again into a new table with a new state directory, and let other tools' vacuum keep files for longer than a pipeline stands still"));
+            }
+            Err(error) => return Err(from_store(&error, "look for a staged data file", place)),
+        }
+    }
+    Ok(())
 }
 
 /// Removes files; what is missing is gone.

@@ -15,6 +15,10 @@ const BOUNDED_COLUMNS: usize = 32;
 /// Commits between two checkpoints of the log, unless the table says otherwise.
 const CHECKPOINT_INTERVAL: u64 = 100;
 
+/// After how long a table forgets the application transactions that say which epochs it has. Those that
+/// carry no time, as ours, some writers forget at once.
+pub(crate) const TRANSACTION_RETENTION: &str = "delta.setTransactionRetentionDuration";
+
 /// A table that can be written to, as it is or as it will be made.
 #[derive(Debug, Clone)]
 pub(crate) struct Shape {
@@ -76,6 +80,10 @@ impl Shape {
 
     pub(crate) fn is_append_only(&self) -> bool {
         self.property("delta.appendOnly").is_some_and(|value| value.eq_ignore_ascii_case("true"))
+    }
+
+    pub(crate) fn transaction_retention(&self) -> Option<&str> {
+        self.property(TRANSACTION_RETENTION)
     }
 
     pub(crate) fn bounded_columns(&self) -> usize {

@@ -31,6 +31,9 @@ pub(crate) const FOLDER: &str = "part-orbit";
 /// The folder in the table's own that holds rows for an operation.
 pub(crate) const WAITING: &str = "_orbit";
 
+/// Where the log says, beside a commit, whose it is.
+pub(crate) const INFO: &str = "orbit";
+
 const NULL_PARTITION: &str = "__HIVE_DEFAULT_PARTITION__";
 /// The longest name that file systems take.
 const LONGEST_NAME: usize = 255;
@@ -123,8 +126,12 @@ impl Staged {
 
 /// The folder, below one of the two in the table's, of all runs of a lineage through one sink.
 pub(crate) fn folder(root: &str, lineage: &Lineage) -> String {
-    let both = format!("{}\n{}", lineage.id, lineage.sink);
-    format!("{root}/{:016x}", xxh3_64(both.as_bytes()))
+    format!("{root}/{}", own_folder(&lineage.id, &lineage.sink))
+}
+
+/// That folder's name.
+pub(crate) fn own_folder(lineage: &str, sink: &str) -> String {
+    format!("{:016x}", xxh3_64(format!("{lineage}\n{sink}").as_bytes()))
 }
 
 /// The folder of one run. Numbers have a width, so that names sort as claims do.

@@ -10,6 +10,8 @@ use deltalake::datafusion::execution::SendableRecordBatchStream;
 use deltalake::datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, execute_stream};
 use deltalake::delta_datafusion::FileSelection;
 use futures::{Stream, StreamExt};
+use object_store::ObjectStoreExt as _;
+use object_store::path::Path;
 use orbit_etl_core::{Error, Position, Result, ScanRequest, SourceEvent, Split, StreamId};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -75,6 +77,7 @@ pub(crate) async fn rows(
     let reading = Reading {
         batches,
         file: format!("{place}/{}", part.path),
+        path: part.path,
         place,
         wanted,
         stream: request.stream,
@@ -134,7 +137,10 @@ struct Reading {
     /// `None` if no row can be needed.
     batches: Option<SendableRecordBatchStream>,
     place: Place,
+    /// For messages.
     file: String,
+    /// Below the table's folder.
+    path: String,
     wanted: SchemaRef,
     stream: StreamId,
     batch_rows: usize,
@@ -161,9 +167,8 @@ impl Reading {
             match next {
                 Some(Ok(batch)) => self.take(&batch)?,
                 Some(Err(error)) => {
-                    return Err(
-                        from_datafusion(&error, "read a data file", &self.place).with("file", &self.file)
-                    );
+                    let told = from_datafusion(&error, "read a data file", &self.place);
+                    return Err(tell_missing(&self.place, &self.path, told).await.with("file", &self.file));
                 }
                 None => {
                     self.finished = true;
@@ -192,6 +197,17 @@ impl Reading {
         self.row += batch.num_rows() as u64;
         let position = Some(Position(json!({"row": self.row})));
         SourceEvent::Batch { stream: self.stream, batch, position }
+    }
+}
+
+/// A file that was vacuumed away looks like a broken one to the reader.
+async fn tell_missing(place: &Place, path: &str, told: Error) -> Error {
+    let Ok(path) = Path::parse(path) else { return told };
+    match place.store().head(&path).await {
+        Err(object_store::Error::NotFound { .. }) => Error::not_found("a data file of the version is gone")
+            .with("table", place)
+            .remedy("the table was vacuumed: read a newer version, and let vacuum keep files for longer than a reader needs them"),
+        _ => told,
     }
 }
 

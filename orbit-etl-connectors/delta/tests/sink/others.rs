@@ -203,3 +203,46 @@ async fn a_folder_of_other_things_is_no_table() {
     let cx = orbit_etl_core::Context::standalone("out").unwrap();
     assert_eq!(sink.open(&cx, &two).await.err().unwrap().kind(), ErrorKind::Config);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_forgets_transactions_is_refused() {
+    let property = "delta.setTransactionRetentionDuration";
+    let root = TempDir::new().unwrap();
+    let sink = DeltaSink::append(path(&root)).property(property, "interval 7 days");
+    let refused = Run::try_start(&sink, ids(0..1).schema(), lineage(1)).await.err().unwrap();
+    assert_eq!((refused.kind(), refused.context("property")), (ErrorKind::Config, Some(property)));
+    assert!(!root.path().join("table").exists());
+    // Also one that others made, or changed since.
+    let sink = DeltaSink::append(path(&root));
+    Run::start(&sink, ids(0..1).schema(), 1).await.epoch(1, &ids(0..1)).await;
+    let properties = [(property.to_owned(), "interval 7 days".to_owned())].into();
+    table(&root).await.set_tbl_properties().with_properties(properties).await.unwrap();
+    let refused = Run::try_start(&sink, ids(0..1).schema(), lineage(2)).await.err().unwrap();
+    assert_eq!((refused.kind(), refused.context("property")), (ErrorKind::Config, Some(property)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn staged_files_that_others_removed_are_not_named() {
+    let root = TempDir::new().unwrap();
+    let sink = DeltaSink::append(path(&root));
+    let mut run = Run::start(&sink, ids(0..1).schema(), 1).await;
+    let (staged, _) = run.prepare(1, &ids(0..3)).await;
+    for file in fs::read_dir(run_folder(&root, 1)).unwrap() {
+        fs::remove_file(file.unwrap().path()).unwrap();
+    }
+    let mut later = Run::start(&sink, ids(0..1).schema(), 2).await;
+    let version = table(&root).await.version();
+    let error = later.commit(1, staged).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{}", error.report());
+    assert_eq!(table(&root).await.version(), version);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_in_the_place_of_a_table_is_refused() {
+    let root = TempDir::new().unwrap();
+    fs::write(path(&root), "x").unwrap();
+    for sink in [DeltaSink::append(path(&root)), DeltaSink::merge(path(&root), ["id"])] {
+        let refused = Run::try_start(&sink, ids(0..1).schema(), lineage(1)).await.err().unwrap();
+        assert_eq!(refused.kind(), ErrorKind::Config, "{}", refused.report());
+    }
+}
