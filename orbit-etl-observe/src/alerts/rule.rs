@@ -266,8 +266,8 @@ pub(super) fn value(level: &Level, look: &Progress, nodes: &[NodeInfo]) -> Optio
         "epochs_total" => Some(look.epochs as f64),
         "restarts_total" => Some(f64::from(vitals.restarts)),
         "retries_total" => Some(vitals.retries as f64),
-        "epoch_seconds" => (look.epochs > 0).then(|| vitals.last_epoch.as_secs_f64()),
-        "commit_seconds" => (look.epochs > 0).then(|| vitals.last_commit.as_secs_f64()),
+        "epoch_seconds" => (look.epochs > 0).then_some(vitals.last_epoch.as_secs_f64()),
+        "commit_seconds" => (look.epochs > 0).then_some(vitals.last_commit.as_secs_f64()),
         "lag_seconds" => Some(vitals.lag.as_secs_f64()),
         "memory_bytes" => Some(vitals.memory as f64),
         "rejected_share" => {
