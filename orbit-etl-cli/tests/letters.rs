@@ -131,7 +131,7 @@ on_error: {{action: dead_letter, sink: {{type: files, path: bad, format: json}}}
     table.coded(0);
     desk.write("more.csv", "id,price\n4,4\n");
     // The pipeline itself goes on as before.
-    let args = ["run", "copy.yaml", "--report", "json", "--set", "source.path=*.csv"];
+    let args = ["run", "copy.yaml", "--report", "json", "--set", "source.path='*.csv'"];
     assert_eq!(desk.orbit(&args).json(0)["rows_read"], 1);
     assert_eq!(desk.lines("out"), ["1,1.5", "2,", "3,3.0", "4,4.0"]);
 }

@@ -169,7 +169,11 @@ fn a_schedule_waits_and_a_signal_ends_it() {
     let desk = desk();
     let done = desk.orbit(&["run", "fill.yaml", "--schedule"]);
     done.coded(2);
-    assert!(done.err.contains("fill: has neither a `schedule` nor an `after`"), "{}", done.err);
+    assert!(
+        done.err.contains("fill: has neither a `schedule` nor `triggers` nor an `after`"),
+        "{}",
+        done.err
+    );
     let args = ["run", "fill.yaml", "--schedule", "--set", "schedule=0 0 29 2 *", "--report", "json"];
     let mut run = desk.start(&args);
     let line = run.line_with("the next run is due");
@@ -178,7 +182,7 @@ fn a_schedule_waits_and_a_signal_ends_it() {
     assert_eq!(run.end().coded(0), "");
 }
 
-/// Rows that are made up as fast as they are read, in epochs of a few milliseconds.
+/// In epochs of a few milliseconds; the first run takes its time, so that it doesn't end before it is told to.
 const LOAD: &str = "
 name: load
 source: {type: generate, rows: 400000, split_rows: 4000, columns: {id: {type: sequence}}}
@@ -188,13 +192,15 @@ parallelism: 2
 batch_rows: 200
 ";
 
+const SLOWLY: &str = "sink.rate_limit={rows: 20000}";
+
 #[test]
 fn a_load_that_is_interrupted_and_run_again_has_each_row_once() {
     for signals in [["-INT"].as_slice(), &["-INT", "-INT"], &["-KILL"]] {
         let desk = Desk::new();
         desk.write("load.yaml", LOAD);
         let mut run = desk
-            .start(&["run", "load.yaml", "--report", "json"])
+            .start(&["run", "load.yaml", "--report", "json", "--set", SLOWLY])
             .until("the first rows are out", || !desk.lines("out").is_empty());
         for signal in signals {
             run.signal(signal);

@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn old_rejects_fall_out_of_the_window() {
-        let ceiling = Ceiling::new(MaxRejects { rows: Some(5), share: None, window: Some(100) });
+        let ceiling = Ceiling::new(MaxRejects { rows: Some(6), share: None, window: Some(100) });
         for _ in 0..20 {
             epoch(&ceiling, 50, 2).unwrap();
         }

@@ -39,7 +39,7 @@ use schemars::JsonSchema;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use self::event::Teller;
 use crate::http;
@@ -210,11 +210,18 @@ async fn tell(run: RunView, destination: Destination, namespace: &str, every: Du
     let mut teller = Teller::new(&run, namespace);
     destination.send(teller.start()).await;
     let mut ended = pin!(run.end());
+    // The plan first: a short run may have ended before this looks.
     tokio::select! {
+        biased;
         plan = run.planned() => teller.plan = plan,
         _ = run.end() => {}
     }
-    let mut clock = tokio::time::interval(every.max(SHORTEST));
+    if teller.plan.is_some() {
+        let look = run.progress.borrow().clone();
+        destination.send(teller.running(&look)).await;
+    }
+    let every = every.max(SHORTEST);
+    let mut clock = tokio::time::interval_at(Instant::now() + every, every);
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let ending = loop {
         tokio::select! {
