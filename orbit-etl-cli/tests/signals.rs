@@ -192,7 +192,7 @@ parallelism: 2
 batch_rows: 200
 ";
 
-const SLOWLY: &str = "sink.rate_limit={rows: 20000}";
+const SLOWLY: &str = "source.rate_limit={rows: 20000}";
 
 #[test]
 fn a_load_that_is_interrupted_and_run_again_has_each_row_once() {
